@@ -1,0 +1,1 @@
+"""Meta-learning algorithms, one small file each."""

@@ -1,0 +1,60 @@
+"""From a module and a criterion to the pure loss function the inner loop differentiates; and accuracy."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from headstart.types import Params
+
+Criterion = Callable[..., Tensor]
+"""`(outputs, targets) -> scalar`, or `(outputs, targets, params) -> scalar` for penalties on the parameters."""
+
+
+def takes_params(criterion: Criterion) -> bool:
+    """Whether `criterion` asks for the parameters: it has an argument named `params`.
+
+    >>> takes_params(lambda outputs, targets, params: outputs.sum())
+    True
+    >>> import torch
+    >>> takes_params(torch.nn.functional.mse_loss)
+    False
+    """
+    try:
+        return "params" in inspect.signature(criterion).parameters
+    except ValueError:  # a builtin without a signature
+        return False
+
+
+def criterion_with_params(criterion: Criterion) -> Callable[[Any, Any, Params], Tensor]:
+    """`criterion` as a function of outputs, targets and parameters, whether or not it uses the last."""
+    if takes_params(criterion):
+        return lambda outputs, targets, params: criterion(outputs, targets, params=params)
+    return lambda outputs, targets, params: criterion(outputs, targets)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Fraction of examples whose largest output is the target class.
+
+    Args:
+        outputs: Scores, `[..., examples, classes]`.
+        targets: Class indices, `[..., examples]`.
+
+    Returns:
+        `[...]`, each in [0, 1].
+    """
+    return (outputs.argmax(-1) == targets).float().mean(-1)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error over examples and features.
+
+    Args:
+        outputs: Predictions, `[..., examples, features]`.
+        targets: Of the shape of `outputs`, or broadcastable to it.
+
+    Returns:
+        `[...]`.
+    """
+    return (outputs - targets).square().mean((-2, -1))

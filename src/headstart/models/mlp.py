@@ -1,0 +1,43 @@
+"""Fully connected networks: the paper's sinusoid regressor and its Omniglot network without convolutions."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from headstart.models.norm import EPS, shift_only
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them; weights from a truncated normal of deviation 0.01, zero biases.
+
+    With 40-40 this is the sinusoid regressor (Finn et al. 2017, section 5.1), with 256-128-64-64 and batch
+    norm the non-convolutional classifier (section 5.2).
+
+    Args:
+        features: Input size; inputs `[examples, ...]` are flattened to it.
+        outputs: Output size.
+        hidden: Sizes of the hidden layers.
+        batch_norm: Batch norm (shift only) before each ReLU.
+    """
+
+    def __init__(self, features: int, outputs: int, hidden: Sequence[int] = (40, 40), batch_norm: bool = False):
+        super().__init__()
+        body: list[nn.Module] = []
+        for size_in, size_out in zip([features, *hidden[:-1]], hidden, strict=True):
+            body.append(_linear(size_in, size_out))
+            if batch_norm:
+                body.append(shift_only(nn.BatchNorm1d(size_out, eps=EPS)))
+            body.append(nn.ReLU())
+        self.body = nn.Sequential(*body)
+        self.head = _linear(hidden[-1], outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[examples, ...]` to `[examples, outputs]`."""
+        return self.head(self.body(inputs.flatten(1)))
+
+
+def _linear(size_in: int, size_out: int) -> nn.Linear:
+    layer = nn.Linear(size_in, size_out)
+    nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)  # TensorFlow's: cut at two deviations
+    nn.init.zeros_(layer.bias)
+    return layer
