@@ -1,0 +1,35 @@
+"""The experiments: every setting of each, with the published number beside it. The one place where parts meet."""
+
+import difflib
+from typing import Any
+
+from headstart.recipes import characters, sinusoid
+from headstart.recipes.characters import CharacterRecipe
+from headstart.recipes.recipe import Experiment, Published, Recipe
+from headstart.recipes.sinusoid import SinusoidRecipe
+
+__all__ = ["CharacterRecipe", "Experiment", "Published", "Recipe", "SinusoidRecipe", "experiment", "experiments", "restore"]
+
+
+def experiments() -> dict[str, Experiment]:
+    """Every experiment, by name."""
+    return {e.name: e for e in [*sinusoid.experiments(), *characters.experiments()]}
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name.
+
+    Raises:
+        ValueError: There is none; the message names those that are close.
+    """
+    known = experiments()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or list(known)
+        raise ValueError(f"There is no recipe {name!r}. Did you mean {', '.join(close)}? `headstart list` shows all.")
+    return known[name]
+
+
+def restore(config: dict[str, Any]) -> Recipe:
+    """The recipe that a run's `config.json` describes."""
+    kinds = {cls.kind: cls for cls in (SinusoidRecipe, CharacterRecipe)}
+    return kinds[config["kind"]].from_config(config["settings"])

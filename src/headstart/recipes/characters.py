@@ -1,0 +1,146 @@
+"""The paper's character classification: Omniglot, N ways and K shots (section 5.2, Table 1); and glyphs.
+
+Step sizes are for the mean cross-entropy. The released code divides the summed loss by the number of shots,
+not of examples, so that its loss is `ways` times as large: its 0.4 (5-way) and 0.1 (20-way) are both 2.0 here.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from headstart.losses import Criterion, accuracy
+from headstart.models import MLP, Conv4
+from headstart.recipes.recipe import Experiment, Part, Published, Recipe
+from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
+from headstart.training.evaluate import Metric
+
+SIZE = 28
+"""Height and width of the images, in pixels."""
+
+
+@dataclass(frozen=True)
+class CharacterRecipe(Recipe):
+    """Classification of characters from a few drawings of each."""
+
+    ways: int = 5
+    """Classes per task."""
+    dataset: Literal["omniglot", "glyphs"] = "omniglot"
+    """Real characters, or generated ones that need no data."""
+    split: Literal["released", "vinyals"] = "released"
+    """Omniglot's characters as the released code splits them, or as Vinyals et al. (rotations are classes)."""
+    network: Literal["conv4", "mlp"] = "conv4"
+    """Four convolutions, or the fully connected 256-128-64-64."""
+    filters: int = 64
+    """Filters per convolution."""
+    glyph_classes: int = 1100
+    """Generated characters to train on."""
+
+    kind: ClassVar[str] = "characters"
+    metric_name: ClassVar[Literal["accuracy", "mse"]] = "accuracy"
+
+    def model(self) -> nn.Module:
+        """The network by its name."""
+        if self.network == "mlp":
+            return MLP(SIZE * SIZE, self.ways, (256, 128, 64, 64), batch_norm=True)
+        return Conv4(self.ways, filters=self.filters)
+
+    def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
+        """Episodes on the characters of one part."""
+        shots, queries = shots or self.shots, queries or self.queries
+        rotations = "classes" if self.dataset == "omniglot" and self.split == "vinyals" else "draw"
+        return Episodes(self.store(part, data), ways=self.ways, shots=shots, queries=queries, rotations=rotations)
+
+    def store(self, part: Part, data: Path | None = None) -> ClassStore:
+        """The images of one part, by class."""
+        if self.dataset == "omniglot":
+            return omniglot.split(_omniglot(data), self.split, part)
+        return glyphs.store({"train": self.glyph_classes, "val": 100, "test": 423}[part], size=SIZE, part=part)
+
+    @property
+    def criterion(self) -> Criterion:
+        """Mean cross-entropy."""
+        return F.cross_entropy
+
+    @property
+    def metric(self) -> Metric:
+        """Accuracy per task."""
+        return accuracy
+
+
+@lru_cache(maxsize=1)
+def _omniglot(data: Path | None) -> ClassStore:
+    """Read once per process: training and validation both need it."""
+    return omniglot.load(data)
+
+
+def experiments() -> list[Experiment]:
+    """Table 1's Omniglot rows, each also first order, and the same on glyphs."""
+    table1 = "Finn et al. 2017, Table 1"
+    first = "first-order MAML with transduction, Nichol et al. 2018"
+    published = {
+        "omniglot-5way-1shot": (0.987, 0.983),
+        "omniglot-5way-5shot": (0.999, 0.992),
+        "omniglot-20way-1shot": (0.958, 0.894),
+        "omniglot-20way-5shot": (0.989, 0.979),
+        "omniglot-5way-1shot-mlp": (0.897, None),
+        "omniglot-5way-5shot-mlp": (0.975, None),
+    }
+    settings = {
+        "omniglot-5way-1shot": _five_way(1),
+        "omniglot-5way-5shot": _five_way(5),
+        "omniglot-20way-1shot": _twenty_way(1),
+        "omniglot-20way-5shot": _twenty_way(5),
+        "omniglot-5way-1shot-mlp": _without_convolutions(_five_way(1)),
+        "omniglot-5way-5shot-mlp": _without_convolutions(_five_way(5)),
+    }
+    found = []
+    for name, recipe in settings.items():
+        exact, approximate = published[name]
+        summary = f"Omniglot characters, {recipe.ways} ways, {recipe.shots} shot{'s' if recipe.shots > 1 else ''}"
+        summary += ", fully connected" if recipe.network == "mlp" else ""
+        at = recipe.eval_steps
+        found.append(Experiment(name, summary, recipe, (Published(at, exact, table1),)))
+        found.append(
+            Experiment(
+                f"{name}-first-order",
+                f"{summary}, first order",
+                replace(recipe, first_order=True),
+                (Published(at, approximate, first),) if approximate else (),
+            )
+        )
+    generated = replace(_five_way(1), dataset="glyphs")
+    found.append(Experiment("glyphs-5way-1shot", "Generated characters, 5 ways, 1 shot: no data needed", generated))
+    return found
+
+
+def _five_way(shots: int) -> CharacterRecipe:
+    return CharacterRecipe(
+        iterations=60_000,
+        meta_batch=32,
+        ways=5,
+        shots=shots,
+        queries=shots,
+        steps=1,
+        inner_lr=2.0,
+        adapt_only=("*", "!body.*.1.bias"),  # batch norm's shift is meta-learned but not adapted
+        chunk_size=16,
+        eval_steps=3,
+        eval_queries=shots,
+        select_step=3,
+        log_every=50,
+        checkpoint_every=500,
+    )
+
+
+def _twenty_way(shots: int) -> CharacterRecipe:
+    return replace(_five_way(shots), meta_batch=16, ways=20, steps=5, eval_steps=5, select_step=5, chunk_size=4)
+
+
+def _without_convolutions(recipe: CharacterRecipe) -> CharacterRecipe:
+    # body.{1,4,7,10} are the batch norms of the fully connected network.
+    shifts = tuple(f"!body.{i}.bias" for i in (1, 4, 7, 10))
+    return replace(recipe, network="mlp", adapt_only=("*", *shifts), chunk_size=None)

@@ -1,0 +1,159 @@
+"""From a recipe to work being done: a trainer for a run, a trained learner from one, an evaluation of it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from headstart.algorithms.maml import MAML
+from headstart.layers import Norm
+from headstart.recipes import experiments, restore
+from headstart.recipes.recipe import Published, Recipe
+from headstart.tasks import omniglot
+from headstart.training.checkpoint import load_parameters
+from headstart.training.evaluate import evaluate, fixed_tasks
+from headstart.training.files import FileError, write_json
+from headstart.training.run import Run
+from headstart.training.trainer import Trainer, TrainerSettings, Validation
+from headstart.types import Task
+
+Checkpoint = Literal["best", "last"]
+Protocol = Literal["sampled", "one-shot-runs"]
+"""Where test tasks come from: drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
+
+VALIDATION_SEED, TEST_SEED = 1, 0
+"""Seeds of the fixed task lists. The parts differ too, where there is data to part."""
+
+
+def config_of(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What a run folder's `config.json` holds."""
+    return {"recipe": name, "kind": recipe.kind, "settings": asdict(recipe)}
+
+
+def trainer_for(recipe: Recipe, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
+    """A trainer at iteration 0, its network initialised from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    learner = recipe.learner().to(device)
+    validation_tasks = list(fixed_tasks(_validation_source(recipe, data), recipe.val_tasks, VALIDATION_SEED, device))
+
+    def validate() -> Validation:
+        result = evaluate(learner, iter(validation_tasks), recipe.metric, max(recipe.steps, recipe.select_step))
+        chosen = result.per_step[recipe.select_step]
+        value = getattr(chosen, recipe.select_by)
+        score = float("-inf") if value is None else recipe.better * value
+        return Validation(score, {"metric": recipe.metric_name, **chosen._asdict()})
+
+    settings = TrainerSettings(
+        iterations=recipe.iterations,
+        meta_batch=recipe.meta_batch,
+        seed=recipe.seed,
+        validate_every=recipe.validate_every,
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+    )
+    source = recipe.source("train", data)
+    return Trainer(recipe.updater(learner), learner.state_dict, source, validate, run, settings, device)
+
+
+def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | str = "cpu") -> tuple[Recipe, MAML, int]:
+    """A run's recipe, its learner with the parameters of a checkpoint, and their iteration.
+
+    Raises:
+        FileError: The run has no such checkpoint, or it does not fit the recipe's network.
+    """
+    recipe = restore(run.config())
+    parameters, about = load_parameters(run.checkpoints, checkpoint)
+    learner = recipe.learner().to(device)
+    try:
+        learner.load_state_dict(parameters)
+    except RuntimeError as error:
+        raise FileError(f"The checkpoint {checkpoint!r} of {run.path} does not fit its config.json: {error}") from error
+    return recipe, learner.eval(), about["iteration"]
+
+
+def with_tuned_rate(recipe: Recipe, learner: MAML, data: Path | None, steps: int) -> float:
+    """Give `learner` the inner step size best on validation tasks, where the recipe asks for it; returns it."""
+    device = next(learner.parameters()).device
+    if not recipe.tune_inner_lr:
+        return recipe.inner_lr
+    tasks = list(fixed_tasks(_validation_source(recipe, data), recipe.val_tasks, VALIDATION_SEED, device))
+
+    def score(rate: float) -> float:
+        learner.inner = replace(recipe, inner_lr=rate).inner_optimizer()
+        mean = evaluate(learner, iter(tasks), recipe.metric, steps).per_step[steps].mean
+        return float("-inf") if mean is None else recipe.better * mean
+
+    best = max(recipe.tune_inner_lr, key=score)
+    learner.inner = replace(recipe, inner_lr=best).inner_optimizer()
+    return best
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    num_tasks: int = 600,
+    steps: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+    norm: Norm | None = None,
+    checkpoint: Checkpoint = "best",
+    seed: int = TEST_SEED,
+    protocol: Protocol = "sampled",
+    data: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """A run measured on held-out tasks, as the JSON object that `headstart evaluate --json` prints.
+
+    What is not given is as the recipe's published protocol has it. The object is kept in the run's
+    `evaluations/` too.
+    """
+    recipe, learner, iteration = trained(run, checkpoint, device)
+    steps = recipe.eval_steps if steps is None else steps
+    norm = recipe.norm if norm is None else norm
+    rate = with_tuned_rate(recipe, learner, data, steps)
+    if protocol == "one-shot-runs":
+        shots, queries, batches = 1, 1, _one_shot_runs(recipe, data, device)
+    else:
+        shots, queries = shots or recipe.shots, queries or recipe.eval_queries
+        batches = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, device)
+    evaluation = evaluate(learner, batches, recipe.metric, steps, norm)
+    name = run.config()["recipe"]
+    result = {
+        "recipe": name,
+        "checkpoint": checkpoint,
+        "iteration": iteration,
+        "metric": recipe.metric_name,
+        "num_tasks": evaluation.num_tasks,
+        "shots": shots,
+        "queries": queries,
+        "norm": norm,
+        "seed": seed,
+        "tasks_digest": evaluation.tasks_digest,
+        "inner_lr": rate,
+        "protocol": protocol,
+        "per_step": [step._asdict() for step in evaluation.per_step],
+        "published": [p._asdict() for p in _published(name, shots)],
+    }
+    file = f"{checkpoint}-{protocol}-{num_tasks}tasks-{shots}shot-{queries}query-{steps}steps-{norm}-seed{seed}.json"
+    write_json(run.path / "evaluations" / file, result)
+    return result
+
+
+def _published(name: str, shots: int) -> tuple[Published, ...]:
+    """Published numbers, as long as the run is evaluated with the number of shots they are for."""
+    known = experiments().get(name)
+    return known.published if known is not None and known.recipe.shots == shots else ()
+
+
+def _validation_source(recipe: Recipe, data: Path | None):
+    return recipe.source("val", data, queries=recipe.eval_queries)
+
+
+def _one_shot_runs(recipe: Recipe, data: Path | None, device: torch.device | str) -> Iterator[Task]:
+    ways = getattr(recipe, "ways", None)
+    if ways != 20:
+        raise ValueError(f"Omniglot's one-shot runs are 20-way, this recipe is {ways}-way: evaluate a 20-way run.")
+    tasks = omniglot.one_shot_runs(data)
+    yield Task(*(type(batch)(*(leaf.to(device) for leaf in batch)) for batch in tasks))

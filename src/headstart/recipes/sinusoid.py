@@ -1,0 +1,76 @@
+"""The paper's regression problem: sine waves of unknown amplitude and phase (section 5.1, Table 2, Figures 2, 3, 6)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from headstart.losses import Criterion, squared_error
+from headstart.models import MLP
+from headstart.recipes.recipe import Experiment, Part, Published, Recipe
+from headstart.tasks import Sinusoids
+from headstart.training.evaluate import Metric
+
+
+@dataclass(frozen=True)
+class SinusoidRecipe(Recipe):
+    """Regression of sine waves from a few points."""
+
+    hidden: tuple[int, ...] = (40, 40)
+    """Sizes of the hidden layers."""
+    oracle: bool = False
+    """Give the network amplitude and phase as inputs: the bound that adaptation is compared with."""
+
+    kind: ClassVar[str] = "sinusoid"
+    metric_name: ClassVar[Literal["accuracy", "mse"]] = "mse"
+
+    def model(self) -> nn.Module:
+        """The fully connected network."""
+        return MLP(3 if self.oracle else 1, 1, self.hidden)
+
+    def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
+        """Sine waves; parts differ in their random streams alone."""
+        return Sinusoids(shots=shots or self.shots, queries=queries or self.queries, oracle=self.oracle)
+
+    @property
+    def criterion(self) -> Criterion:
+        """Mean squared error."""
+        return F.mse_loss
+
+    @property
+    def metric(self) -> Metric:
+        """Mean squared error per task."""
+        return squared_error
+
+
+def experiments() -> list[Experiment]:
+    """5, 10 and 20 shots; for each MAML, the pretrained network and the oracle."""
+    table2 = "Finn et al. 2017, Table 2"
+    published_maml = {5: ((1, 0.67), (5, 0.38), (10, 0.35))}
+    published_pretrained = {5: ((1, 2.41), (5, 2.23), (10, 2.19))}
+    found = []
+    for shots in (5, 10, 20):
+        name = f"sinusoid-{shots}shot"
+        maml = SinusoidRecipe(
+            iterations=70_000, meta_batch=25, shots=shots, queries=10, steps=1, inner_lr=0.01, eval_queries=100
+        )
+        joint = replace(maml, steps=0, select_step=0)
+        tuned = replace(joint, tune_inner_lr=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
+        found += [
+            Experiment(
+                name,
+                f"Sine waves from {shots} points, 70,000 iterations",
+                maml,
+                tuple(Published(step, value, table2) for step, value in published_maml.get(shots, ())),
+            ),
+            Experiment(
+                f"{name}-pretrained",
+                "The same network trained on all waves jointly, then fine-tuned with the best step size",
+                tuned,
+                tuple(Published(step, value, table2) for step, value in published_pretrained.get(shots, ())),
+            ),
+            Experiment(f"{name}-oracle", "The same network given amplitude and phase", replace(joint, oracle=True)),
+        ]
+    return found

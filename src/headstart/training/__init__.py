@@ -1,0 +1,1 @@
+"""Training and evaluation of any learner on any task source, known here only by their contracts."""

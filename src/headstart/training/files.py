@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all: JSON and safetensors, written atomically. No pickle anywhere."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class FileError(RuntimeError):
+    """A file could not be written or read; the message says which, why, and what to do."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a reader, or a crash, sees the old file or the new one.
+
+    Raises:
+        FileError: The disk is full or the folder not writable. What was at `path` is untouched.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise FileError(f"Cannot write {path}: {reason}. What was there before is unchanged; free space or "
+                        "change permissions, then resume.") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON; refuses NaN and infinity, which are not JSON."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What the JSON file at `path` holds.
+
+    Raises:
+        FileError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise FileError(f"There is no file {path}.") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"Cannot read {path}: {error}.") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: Any) -> None:
+    """Tensors, and JSON about them in the same file's header, so that the two cannot disagree."""
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    contents = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, safetensors.torch.save(contents, {"json": json.dumps(meta, allow_nan=False)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a file that `write_tensors` wrote, and its JSON.
+
+    Raises:
+        FileError: The file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["json"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise FileError(f"There is no file {path}.") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FileError(f"{path} is damaged or was not written by Headstart: {error}.") from error

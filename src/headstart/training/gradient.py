@@ -1,0 +1,104 @@
+"""How a learner whose `forward` is a meta-loss is updated: forward, backward, clip, step."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from headstart.types import Metrics, Task
+
+Schedule = Literal["constant", "cosine", "linear"]
+"""How the meta step size changes: not at all, or down to zero along half a cosine or a line."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A meta-loss or meta-gradient was not finite; names the task."""
+
+
+class GradientUpdater:
+    """A learner and its meta-optimiser (Adam, as in the paper).
+
+    Args:
+        learner: `forward(tasks)` must work, and `task_losses(tasks)` give the losses it averages.
+        meta_lr: Step size of Adam.
+        schedule: See `Schedule`; relative to `iterations`.
+        iterations: Length of the run; only the schedule looks at it.
+        clip_value: Bound on each element of the meta-gradient; None for none.
+        clip_norm: Bound on the norm of the whole meta-gradient; None for none.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        *,
+        meta_lr: float = 1e-3,
+        schedule: Schedule = "constant",
+        iterations: int = 1,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+    ):
+        self.learner, self.clip_value, self.clip_norm = learner, clip_value, clip_norm
+        self.optimizer = torch.optim.Adam(learner.parameters(), lr=meta_lr)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _factor(schedule, iterations))
+        self.parameters = [p for p in learner.parameters() if p.requires_grad]
+
+    def update(self, tasks: Any) -> Metrics:
+        """One meta-update.
+
+        Raises:
+            NonFiniteError: A task's loss or gradient is not finite. Nothing has been updated.
+        """
+        self.optimizer.zero_grad()
+        losses: Tensor = self.learner.task_losses(tasks)
+        meta_loss = losses.mean()
+        if not torch.isfinite(meta_loss):
+            worst = int((~torch.isfinite(losses)).nonzero()[0])
+            raise NonFiniteError(f"the meta-loss of task {worst} (of {len(losses)}) is {float(losses[worst])}")
+        meta_loss.backward()
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
+        bound = self.clip_norm if self.clip_norm is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.parameters, bound)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"the meta-gradient of {self._name_task(tasks)} is not finite, its loss is")
+        self.optimizer.step()
+        self.scheduler.step()
+        return {"meta_loss": float(meta_loss.detach()), "meta_gradient_norm": float(norm)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Learner, optimiser and schedule."""
+        return {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.learner.load_state_dict(state_dict["learner"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+
+    def _name_task(self, tasks: Any) -> str:
+        """Which task's own gradient is not finite: looked for one by one, after the fact."""
+        count = len(tasks) if not isinstance(tasks, Task) else pytree.tree_leaves(tasks)[0].shape[0]
+        for i in range(count):
+            one = [tasks[i]] if not isinstance(tasks, Task) else pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks)
+            grads = torch.autograd.grad(self.learner(one), self.parameters, allow_unused=True)
+            if not all(torch.isfinite(g).all() for g in grads if g is not None):
+                return f"task {i} (of {count})"
+        return "the meta-batch, though of no task alone,"
+
+
+def _factor(schedule: Schedule, iterations: int) -> Callable[[int], float]:
+    match schedule:
+        case "constant":
+            return lambda iteration: 1.0
+        case "linear":
+            return lambda iteration: max(0.0, 1 - iteration / iterations)
+        case "cosine":
+            return lambda iteration: 0.5 * (1 + math.cos(math.pi * min(1, iteration / iterations)))
+    raise ValueError(f"schedule must be one of constant, cosine, linear, got {schedule!r}.")
