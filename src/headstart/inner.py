@@ -91,7 +91,7 @@ class Momentum:
 class AdamState(NamedTuple):
     """Number of steps taken, and running means of the gradients and of their squares."""
 
-    count: Tensor
+    taken: Tensor
     mean: Params
     square: Params
 
@@ -130,12 +130,12 @@ class Adam:
 
     def update(self, params: Params, grads: Params, state: AdamState) -> tuple[Params, AdamState]:
         """One bias-corrected step."""
-        (b1, b2), count = self.betas, state.count + 1
+        (b1, b2), taken = self.betas, state.taken + 1
         mean = {name: b1 * state.mean[name] + (1 - b1) * g for name, g in grads.items()}
         square = {name: b2 * state.square[name] + (1 - b2) * g * g for name, g in grads.items()}
-        c1, c2 = 1 - b1**count, 1 - b2**count
+        c1, c2 = 1 - b1**taken, 1 - b2**taken
         direction = {name: (mean[name] / c1) / (square[name] / c2 + self.eps_root).sqrt() for name in grads}
-        return _descend(params, direction, self.lr), AdamState(count, mean, square)
+        return _descend(params, direction, self.lr), AdamState(taken, mean, square)
 
 
 def _descend(params: Params, direction: Params, lr: Rate) -> Params:

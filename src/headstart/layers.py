@@ -64,7 +64,9 @@ def run(
         given: Statistics to normalise with instead, from an earlier run.
     """
     buffers = dict(module.named_buffers())
-    running = {id(buffers[name]): name.removesuffix(".running_mean") for name in buffers if name.endswith("running_mean")}
+    running = {
+        id(buffers[name]): name.removesuffix(".running_mean") for name in buffers if name.endswith("running_mean")
+    }
     scratch = {n: b.clone() for n, b in buffers.items() if not n.endswith(("running_mean", "running_var"))}
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (_as_tuple(inputs), {})
     with _ExactLayers(norm, given, running) as mode:
@@ -144,10 +146,10 @@ def freeze_statistics(module: nn.Module, support: Any, norm: Norm) -> None:
         return
     for layer in layers.values():
         layer.track_running_stats = norm == "support"
-        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        if norm == "support":
-            like = next(iter(module.parameters()))
-            layer.running_mean, layer.running_var = like.new_zeros(layer.num_features), like.new_ones(layer.num_features)
+        like = next(iter(module.parameters()))
+        stored = norm == "support"
+        layer.running_mean = like.new_zeros(layer.num_features) if stored else None
+        layer.running_var = like.new_ones(layer.num_features) if stored else None
     if norm == "batch":
         return
     _, seen = run(module, {}, support)
@@ -184,7 +186,9 @@ class _ExactLayers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return substitute(self, *args, **(kwargs or {}))
 
-    def statistics(self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> Statistics:
+    def statistics(
+        self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
+    ) -> Statistics:
         """What this batch-norm call normalises with, noted under its name."""
         name = self.running.get(id(running_mean), "") if running_mean is not None else ""
         call, times = name, 1
@@ -304,7 +308,9 @@ EXACT: dict[Callable, Callable] = {
     torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
         mode, x, rm, rv, w, b, training, momentum, eps
     ),
-    torch.layer_norm: lambda mode, x, shape, w=None, b=None, eps=1e-5, cudnn=True: _layer_norm(mode, x, shape, w, b, eps),
+    torch.layer_norm: lambda mode, x, shape, w=None, b=None, eps=1e-5, cudnn=True: _layer_norm(
+        mode, x, shape, w, b, eps
+    ),
     torch.instance_norm: lambda mode, x, w, b, rm, rv, use_input, momentum, eps, cudnn: _instance_norm(
         mode, x, rm, rv, w, b, use_input, momentum, eps
     ),

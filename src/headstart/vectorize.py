@@ -60,11 +60,11 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
     """The number of tasks in a meta-batch of either form."""
     if not isinstance(tasks, Task):
         return len(tasks)
-    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in pytree.tree_leaves(tasks)}
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in pytree.tree_leaves(tasks)}
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"Every tensor of a meta-batch needs the same leading tasks axis, of one task at least; got lengths "
-            f"{sorted(sizes, key=str)}. Pass tasks of unequal sizes as a list of single tasks."
+            f"{sorted(sizes)}. Pass tasks of unequal sizes as a list of single tasks."
         )
     return sizes.pop()
 

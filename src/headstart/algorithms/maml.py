@@ -79,8 +79,9 @@ class MAML(nn.Module):
         self.model = model
         self.loss = criterion_with_params(loss)
         self.inner = inner if inner is not None else SGD()
-        self.steps, self.first_order, self.norm = steps, first_order, norm
-        self.vectorize, self.chunk_size = vectorize, chunk_size
+        self.steps, self.first_order, self.chunk_size = steps, first_order, chunk_size
+        self.norm: Norm = norm
+        self.vectorize: Vectorize = vectorize
         trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self.adapted_names = matching(trainable, adapt_only)
 
@@ -95,7 +96,7 @@ class MAML(nn.Module):
 
     def task_losses(self, tasks: Task | Sequence[Task]) -> Tensor:
         """Each task's query loss after adaptation, `[tasks]`."""
-        theta = dict(self.model.named_parameters())
+        theta: Params = dict(self.model.named_parameters())
 
         def task_loss(task: Task) -> tuple[Tensor, Seen]:
             support_loss, fast = self._support_loss(self.model, theta)
@@ -145,7 +146,7 @@ class MAML(nn.Module):
             The model's outputs, `[tasks, steps + 1, examples, ...]`.
         """
         steps, norm = self._checked(steps, norm)
-        theta = dict(self.model.named_parameters())
+        theta: Params = dict(self.model.named_parameters())
 
         def outputs_per_step(task: Task) -> Any:
             support_loss, fast = self._support_loss(self.model, theta, norm)
@@ -170,10 +171,11 @@ class MAML(nn.Module):
         return layers.predict(model, params, task.query.inputs, norm=norm, support=task.support.inputs)
 
     def _checked(self, steps: int | None, norm: Norm | None) -> tuple[int, Norm]:
-        steps, norm = self.steps if steps is None else steps, self.norm if norm is None else norm
-        _check_steps(steps)
-        _check_choice("norm", norm, NORMS)
-        return steps, norm
+        checked_steps = self.steps if steps is None else steps
+        checked_norm = self.norm if norm is None else norm
+        _check_steps(checked_steps)
+        _check_choice("norm", checked_norm, NORMS)
+        return checked_steps, checked_norm
 
 
 def matching(names: Sequence[str], patterns: str | Sequence[str]) -> tuple[str, ...]:

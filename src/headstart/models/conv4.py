@@ -1,5 +1,7 @@
 """Conv-4: the few-shot literature's standard small network."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from headstart.models.norm import EPS, shift_only
@@ -23,7 +25,7 @@ class Conv4(nn.Module):
     def __init__(self, outputs: int, channels: int = 1, filters: int = 64):
         super().__init__()
         sizes = [channels] + [filters] * 4
-        self.body = nn.Sequential(*(_block(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+        self.body = nn.Sequential(*(_block(a, b) for a, b in pairwise(sizes)))
         self.head = nn.Linear(filters, outputs)
         nn.init.normal_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -8,7 +8,16 @@ from headstart.recipes.characters import CharacterRecipe
 from headstart.recipes.recipe import Experiment, Published, Recipe
 from headstart.recipes.sinusoid import SinusoidRecipe
 
-__all__ = ["CharacterRecipe", "Experiment", "Published", "Recipe", "SinusoidRecipe", "experiment", "experiments", "restore"]
+__all__ = [
+    "CharacterRecipe",
+    "Experiment",
+    "Published",
+    "Recipe",
+    "SinusoidRecipe",
+    "experiment",
+    "experiments",
+    "restore",
+]
 
 
 def experiments() -> dict[str, Experiment]:

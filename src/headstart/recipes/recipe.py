@@ -89,7 +89,9 @@ class Recipe(ABC):
         """The network, freshly initialised."""
 
     @abstractmethod
-    def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None) -> TaskSource:
+    def source(
+        self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None
+    ) -> TaskSource:
         """Tasks of one part of the data, with this recipe's numbers of examples or others."""
 
     @property
@@ -138,14 +140,20 @@ class Recipe(ABC):
     def smoke(self) -> "Recipe":
         """The same work at its smallest: a few iterations and tasks of everything that a full run does."""
         return replace(
-            self, iterations=4, meta_batch=min(self.meta_batch, 2), val_tasks=4, validate_every=2, checkpoint_every=2, log_every=1
+            self,
+            iterations=4,
+            meta_batch=min(self.meta_batch, 2),
+            val_tasks=4,
+            validate_every=2,
+            checkpoint_every=2,
+            log_every=1,
         )
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Recipe":
         """The recipe whose fields are `config`, as JSON gives them back."""
         known = {field.name for field in fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
         return cls(**values)
 
 

@@ -64,6 +64,12 @@ def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | st
         FileError: The run has no such checkpoint, or it does not fit the recipe's network.
     """
     recipe = restore(run.config())
+    if not (run.checkpoints / f"{checkpoint}.safetensors").exists():
+        other = "last" if checkpoint == "best" else "best"
+        raise FileError(
+            f"{run.path} has no checkpoint {checkpoint!r} yet: the best is first kept at the first "
+            f"validation, the last at the first checkpoint. Try --checkpoint {other}, or train on with --resume."
+        )
     parameters, about = load_parameters(run.checkpoints, checkpoint)
     learner = recipe.learner().to(device)
     try:

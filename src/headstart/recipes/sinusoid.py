@@ -54,7 +54,7 @@ def experiments() -> list[Experiment]:
     for shots in (5, 10, 20):
         name = f"sinusoid-{shots}shot"
         maml = SinusoidRecipe(
-            iterations=70_000, meta_batch=25, shots=shots, queries=10, steps=1, inner_lr=0.01, eval_queries=100
+            iterations=70_000, meta_batch=25, shots=shots, queries=10, steps=1, inner_lr=0.01, eval_queries=shots
         )
         joint = replace(maml, steps=0, select_step=0)
         tuned = replace(joint, tune_inner_lr=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))

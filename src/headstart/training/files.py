@@ -33,8 +33,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
-        raise FileError(f"Cannot write {path}: {reason}. What was there before is unchanged; free space or "
-                        "change permissions, then resume.") from error
+        raise FileError(
+            f"Cannot write {path}: {reason}. What was there before is unchanged; free space or "
+            "change permissions, then resume."
+        ) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

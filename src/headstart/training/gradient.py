@@ -1,8 +1,8 @@
 """How a learner whose `forward` is a meta-loss is updated: forward, backward, clip, step."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,25 @@ class NonFiniteError(ArithmeticError):
     """A meta-loss or meta-gradient was not finite; names the task."""
 
 
+class GradientLearner(Protocol):
+    """What a gradient update asks of a learner; an `nn.Module` besides."""
+
+    def task_losses(self, tasks: Any) -> Tensor:
+        """Each task's loss, `[tasks]`, differentiable in the meta-parameters."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
 class GradientUpdater:
     """A learner and its meta-optimiser (Adam, as in the paper).
 
     Args:
-        learner: `forward(tasks)` must work, and `task_losses(tasks)` give the losses it averages.
+        learner: A learner; the meta-loss is the mean of its `task_losses`.
         meta_lr: Step size of Adam.
         schedule: See `Schedule`; relative to `iterations`.
         iterations: Length of the run; only the schedule looks at it.
@@ -32,7 +46,7 @@ class GradientUpdater:
 
     def __init__(
         self,
-        learner: nn.Module,
+        learner: GradientLearner,
         *,
         meta_lr: float = 1e-3,
         schedule: Schedule = "constant",
@@ -52,7 +66,7 @@ class GradientUpdater:
             NonFiniteError: A task's loss or gradient is not finite. Nothing has been updated.
         """
         self.optimizer.zero_grad()
-        losses: Tensor = self.learner.task_losses(tasks)
+        losses = self.learner.task_losses(tasks)
         meta_loss = losses.mean()
         if not torch.isfinite(meta_loss):
             worst = int((~torch.isfinite(losses)).nonzero()[0])
@@ -84,10 +98,12 @@ class GradientUpdater:
 
     def _name_task(self, tasks: Any) -> str:
         """Which task's own gradient is not finite: looked for one by one, after the fact."""
-        count = len(tasks) if not isinstance(tasks, Task) else pytree.tree_leaves(tasks)[0].shape[0]
+        count = pytree.tree_leaves(tasks)[0].shape[0] if isinstance(tasks, Task) else len(tasks)
         for i in range(count):
-            one = [tasks[i]] if not isinstance(tasks, Task) else pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks)
-            grads = torch.autograd.grad(self.learner(one), self.parameters, allow_unused=True)
+            one = (
+                [tasks[i]] if not isinstance(tasks, Task) else pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks)
+            )
+            grads = torch.autograd.grad(self.learner.task_losses(one).sum(), self.parameters, allow_unused=True)
             if not all(torch.isfinite(g).all() for g in grads if g is not None):
                 return f"task {i} (of {count})"
         return "the meta-batch, though of no task alone,"

@@ -1,10 +1,10 @@
 """A run folder: plain files that say what was trained, how it went, and where it stands.
 
-    config.json         the recipe and every setting
-    environment.json    versions and machine
-    metrics.jsonl       one JSON object a line, training and validation
-    checkpoints/        last, best: parameters (.safetensors) and facts (.json); the state to resume from
-    evaluations/        one JSON file for each way the run was evaluated
+config.json         the recipe and every setting
+environment.json    versions and machine
+metrics.jsonl       one JSON object a line, training and validation
+checkpoints/        last, best: parameters (.safetensors) and facts (.json); the state to resume from
+evaluations/        one JSON file for each way the run was evaluated
 """
 
 import json
@@ -54,8 +54,9 @@ class Run:
             FileError: This is no run folder.
         """
         if not self.exists:
-            raise FileError(f"{self.path} is not a run folder: it has no config.json. Give a folder that "
-                            "`headstart train` wrote.")
+            raise FileError(
+                f"{self.path} is not a run folder: it has no config.json. Give a folder that `headstart train` wrote."
+            )
         return read_json(self.path / "config.json")
 
     def log(self, record: dict[str, Any]) -> None:

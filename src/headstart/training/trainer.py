@@ -130,10 +130,14 @@ class Trainer:
             self.recent = []
         if due["validate"]:
             score, metrics = self.validate()
-            self.run.log({"kind": "validation", "iteration": self.iteration, "seconds": round(self.seconds, 3), **metrics})
+            self.run.log(
+                {"kind": "validation", "iteration": self.iteration, "seconds": round(self.seconds, 3), **metrics}
+            )
             if score > self.best:
                 self.best = score
-                save_parameters(self.run.checkpoints, "best", self.parameters(), {**self._about(), "validation": metrics})
+                save_parameters(
+                    self.run.checkpoints, "best", self.parameters(), {**self._about(), "validation": metrics}
+                )
         if due["checkpoint"]:
             self.save()
 

@@ -1,0 +1,185 @@
+"""An adapted model as a folder: made from a run and a support set, loaded again, and put to use on files.
+
+    adapted.json         the run's recipe, class names, how it was adapted
+    model.safetensors    the adapted model's parameters and batch-norm statistics
+
+Batch norm uses the support set's statistics, whatever it was trained with: what is predicted for one file
+must not depend on which others are predicted with it.
+"""
+
+import csv
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.recipes import CharacterRecipe, Recipe, SinusoidRecipe, restore
+from headstart.recipes.characters import SIZE
+from headstart.recipes.session import Checkpoint, trained, with_tuned_rate
+from headstart.tasks.images import read_image
+from headstart.training.files import FileError, read_json, read_tensors, write_json, write_tensors
+from headstart.training.run import Run
+from headstart.types import Batch
+
+
+class InputError(ValueError):
+    """A file or folder given to adapt on, or to predict, cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model adapted to one task.
+
+    Attributes:
+        model: The adapted network, in evaluation mode.
+        recipe: What it was meta-trained by.
+        classes: Names of the classes, in the order of the outputs; empty for regression.
+        about: How it was adapted.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    about: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that `load` reads."""
+        write_tensors(folder / "model.safetensors", self.model.state_dict(), {})
+        description = {"kind": self.recipe.kind, "settings": asdict(self.recipe), "classes": self.classes, **self.about}
+        write_json(folder / "adapted.json", description)
+
+    @torch.no_grad()
+    def predict(self, file: Path) -> dict[str, Any]:
+        """What the model says of one file, as JSON values.
+
+        An image gives `class`, `probability` and all `probabilities`; a CSV file with a column x gives
+        `predictions`, one `{"x", "y"}` per row.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        if isinstance(self.recipe, CharacterRecipe):
+            scores = self.model(_image(file).unsqueeze(0))[0, : len(self.classes)]
+            probabilities = scores.softmax(-1).tolist()
+            best = max(range(len(probabilities)), key=probabilities.__getitem__)
+            named = dict(zip(self.classes, probabilities, strict=True))
+            return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
+        inputs = torch.tensor([[row[0]] for row in _rows(file, columns=1)])
+        outputs = self.model(inputs)
+        return {"predictions": [{"x": x, "y": y} for (x,), (y,) in zip(inputs.tolist(), outputs.tolist(), strict=True)]}
+
+
+def adapt_run(
+    run: Run, support: Path, *, steps: int | None = None, checkpoint: Checkpoint = "best", data: Path | None = None
+) -> Adapted:
+    """A run's learner adapted to the examples at `support`.
+
+    Args:
+        run: A trained run.
+        support: For classification a folder with one sub-folder of images per class, for regression a CSV
+            file with columns x and y.
+        steps: Gradient steps; None for the number the recipe evaluates with.
+        checkpoint: Which parameters to start from.
+        data: Folder of data sets, for recipes that tune the step size on validation tasks.
+
+    Raises:
+        InputError: The support set cannot be used.
+    """
+    recipe, learner, iteration = trained(run, checkpoint)
+    steps = recipe.eval_steps if steps is None else steps
+    if isinstance(recipe, SinusoidRecipe) and recipe.oracle:
+        raise InputError("An oracle is given each task's amplitude and phase and has nothing to adapt to.")
+    rate = with_tuned_rate(recipe, learner, data, steps)
+    if isinstance(recipe, CharacterRecipe):
+        batch, classes = _image_support(support, recipe.ways)
+    else:
+        rows = _rows(support, columns=2)
+        batch, classes = Batch(torch.tensor([row[:1] for row in rows]), torch.tensor([row[1:] for row in rows])), ()
+    model = learner.adapt(batch, steps, norm="support")
+    about = {
+        "recipe": run.config()["recipe"],
+        "checkpoint": checkpoint,
+        "iteration": iteration,
+        "steps": steps,
+        "inner_lr": rate,
+        "norm": "support",
+        "examples": len(batch.targets),
+    }
+    return Adapted(model, recipe, classes, about)
+
+
+def load(folder: Path) -> Adapted:
+    """The adapted model that `Adapted.save` wrote to `folder`.
+
+    Raises:
+        FileError: The folder holds no adapted model, or a damaged one.
+    """
+    if not (folder / "adapted.json").exists():
+        raise FileError(f"{folder} holds no adapted model: give a folder that `headstart adapt` wrote.")
+    description = read_json(folder / "adapted.json")
+    recipe = restore(description)
+    model = recipe.model().eval()
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileError(f"{folder / 'model.safetensors'} does not fit adapted.json: {error}") from error
+    about = {k: v for k, v in description.items() if k not in ("kind", "settings", "classes")}
+    return Adapted(model, recipe, tuple(description["classes"]), about)
+
+
+def _image_support(folder: Path, ways: int) -> tuple[Batch, tuple[str, ...]]:
+    """Images `[examples, 1, height, width]` and class indices, from a folder of class folders."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder. Give one with a sub-folder of images for each class.")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not 2 <= len(classes) <= ways:
+        raise InputError(f"{folder} has {len(classes)} class folders; this run tells 2 to {ways} classes apart.")
+    images, labels = [], []
+    for label, path in enumerate(classes):
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        if not files:
+            raise InputError(f"The class folder {path} is empty: every class needs at least one image.")
+        images += [_image(file) for file in files]
+        labels += [label] * len(files)
+    return Batch(torch.stack(images), torch.tensor(labels)), tuple(path.name for path in classes)
+
+
+def _image(file: Path) -> Tensor:
+    try:
+        return read_image(file, SIZE, ink=True).float() / 255
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {file}.") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{error}") from error
+
+
+def _rows(file: Path, columns: int) -> list[list[float]]:
+    """The first `columns` numbers of each line of a CSV file; a first line without numbers is its header."""
+    try:
+        with file.open(newline="") as handle:
+            lines = [(number, line) for number, line in enumerate(csv.reader(handle), 1) if any(map(str.strip, line))]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read {file} as CSV: {error}.") from error
+    if lines and not _is_number(lines[0][1][0]):
+        lines = lines[1:]
+    wanted = ("x", "x and y")[columns - 1]
+    rows = []
+    for number, line in lines:
+        values = line[:columns]
+        if len(values) < columns or not all(map(_is_number, values)):
+            raise InputError(f"{file}, line {number}: expected {wanted} as finite numbers, got {','.join(line)!r}.")
+        rows.append([float(value) for value in values])
+    if not rows:
+        raise InputError(f"{file} holds no rows: expected {wanted}, one pair of numbers per line.")
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,343 @@
+"""The command `headstart`: list, train, evaluate, adapt, predict, report.
+
+Exit codes: 0 done, 1 failed at work, 2 wrong usage, 130 interrupted. Errors at work are one sentence on
+standard error; `--debug` shows where they came from.
+"""
+
+import functools
+import json
+import logging
+import operator
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import torch
+import tyro
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from headstart import adapted, recipes, terminal
+from headstart.layers import Norm
+from headstart.recipes import Recipe, session
+from headstart.training.run import Run
+
+R = TypeVar("R", bound=Recipe)
+Device = Literal["auto", "cpu", "cuda"]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+_DESCRIPTION = "Meta-learn an initialisation that gives any model a head start on a new task."
+
+_log = logging.getLogger("headstart")
+
+
+class UsageError(ValueError):
+    """The command was called in a way that cannot work."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the recipes, with the published numbers of each."""
+
+    json: Flag = False
+    """Print one JSON array instead of a table."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Print them."""
+        known = list(recipes.experiments().values())
+        if self.json:
+            print(json.dumps([_described(e) for e in known], indent=2))
+            return 0
+        width = max(len(e.name) for e in known)
+        for e in known:
+            numbers = ", ".join(f"{p.value:g} after {p.step}" for p in e.published)
+            published = f" (published {e.recipe.metric_name}: {numbers})" if numbers else ""
+            print(f"{e.name:<{width}}  {e.summary}{published}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Train(Generic[R]):
+    """Meta-train a recipe into a run folder. Every setting of the recipe can be overridden."""
+
+    recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    """Name of the recipe."""
+    settings: R
+    out: Path | None = None
+    """Run folder; runs/RECIPE unless given."""
+    data: Path | None = None
+    """Folder of data sets; the environment variable HEADSTART_DATA unless given."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    resume: Flag = False
+    """Go on with the run in the folder; start it if there is no checkpoint yet."""
+    smoke: Flag = False
+    """A few small iterations of everything, to see that it works."""
+    tensorboard: Flag = False
+    """Write TensorBoard events too (needs the extra `tensorboard`)."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Train until the end or an interruption."""
+        run = Run(self.out or Path("runs") / self.recipe)
+        recipe = self.settings.smoke() if self.smoke else self.settings
+        config = session.config_of(self.recipe, recipe)
+        if run.exists:
+            if not self.resume:
+                raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
+            _check_same_settings(run, config)
+        trainer = session.trainer_for(recipe, run, self.data, _device(self.device))
+        if run.resumable:
+            trainer.resume()
+            if trainer.iteration >= recipe.iterations:
+                _log.info(
+                    "%s is finished: %d iterations. Give more --iterations to go on.", run.path, trainer.iteration
+                )
+                return 0
+            _log.info("Resuming %s at iteration %d.", run.path, trainer.iteration)
+        run.start(config)
+        with (
+            terminal.signals() as received,
+            logging_redirect_tqdm(),
+            terminal.progress(trainer, run, self.tensorboard) as observe,
+        ):
+            finished = trainer.train(observe=observe, stop=lambda: bool(received))
+        if not finished:
+            _log.info("Stopped at iteration %d, saved. Add --resume to the same command to go on.", trainer.iteration)
+            return 128 + received[0]
+        _log.info("Done. Next: headstart evaluate %s", run.path)
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on held-out tasks, by the paper's protocol unless told otherwise."""
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    num_tasks: int = 600
+    """Number of test tasks."""
+    steps: int | None = None
+    """Inner steps; the recipe's protocol unless given."""
+    shots: int | None = None
+    """Support examples (per class); the recipe's unless given."""
+    queries: int | None = None
+    """Query examples (per class); the recipe's protocol unless given."""
+    norm: Norm | None = None
+    """Batch norm's statistics: batch (of the queries, as published), support, or running; the recipe's unless given."""
+    checkpoint: session.Checkpoint = "best"
+    """Best on validation tasks, or the last."""
+    seed: int = session.TEST_SEED
+    """Which fixed list of test tasks."""
+    protocol: session.Protocol = "sampled"
+    """Tasks drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
+    data: Path | None = None
+    """Folder of data sets; the environment variable HEADSTART_DATA unless given."""
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+    json: Flag = False
+    """Print exactly one JSON object on standard output."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Evaluate and print."""
+        for name in ("num_tasks", "shots", "queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if self.steps is not None and self.steps < 0:
+            raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
+        result = session.evaluate_run(
+            Run(self.run_folder),
+            num_tasks=self.num_tasks,
+            steps=self.steps,
+            shots=self.shots,
+            queries=self.queries,
+            norm=self.norm,
+            checkpoint=self.checkpoint,
+            seed=self.seed,
+            protocol=self.protocol,
+            data=self.data,
+            device=_device(self.device),
+        )
+        print(json.dumps(result, allow_nan=False) if self.json else terminal.evaluation_text(result))
+        return 0
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Adapt a run's model to your own examples, and keep the adapted model."""
+
+    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    support: Path
+    """Folder with one sub-folder of images per class; for regression, a CSV file with columns x and y."""
+    out: Path
+    """Folder for the adapted model."""
+    steps: int | None = None
+    """Gradient steps; as many as the recipe evaluates with unless given."""
+    checkpoint: session.Checkpoint = "best"
+    """Best on validation tasks, or the last."""
+    data: Path | None = None
+    """Folder of data sets, for recipes that tune their step size; HEADSTART_DATA unless given."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Adapt and save."""
+        model = adapted.adapt_run(
+            Run(self.run_folder), self.support, steps=self.steps, checkpoint=self.checkpoint, data=self.data
+        )
+        model.save(self.out)
+        told = f" of {len(model.classes)} classes ({', '.join(model.classes)})" if model.classes else ""
+        print(f"Adapted in {model.about['steps']} steps to {model.about['examples']} examples{told}: {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predict files with an adapted model: images, or CSV files with a column x."""
+
+    adapted_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTED")]
+    """Folder that `headstart adapt` wrote."""
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Files to predict."""
+    json: Flag = False
+    """Print one JSON array, an object per file."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Predict each file by itself; one that cannot be read does not stop the others."""
+        if not self.files:
+            raise UsageError("Give at least one file to predict.")
+        model = adapted.load(self.adapted_folder)
+        results: list[dict[str, Any]] = []
+        for file in self.files:
+            try:
+                results.append({"file": str(file), **model.predict(file)})
+            except adapted.InputError as error:
+                results.append({"file": str(file), "error": str(error)})
+                _log.error("%s", error)
+        print(json.dumps(results, indent=2, allow_nan=False) if self.json else terminal.predictions_text(results))
+        return 1 if any("error" in result for result in results) else 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a page with tables and figures of one or several runs."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs; a pretrained and an oracle run beside a sinusoid run are drawn together."""
+    out: Path
+    """Folder for the page."""
+    data: Path | None = None
+    """Folder of data sets; the environment variable HEADSTART_DATA unless given."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Write the page."""
+        from headstart.report import write_report  # an extra: imported where it is used
+
+        if not self.runs:
+            raise UsageError("Give at least one run folder.")
+        print(write_report([Run(path) for path in self.runs], self.out, self.data))
+        return 0
+
+
+COMMANDS: dict[str, Any] = {
+    "list": List,
+    "train": Train,
+    "evaluate": Evaluate,
+    "adapt": Adapt,
+    "predict": Predict,
+    "report": Report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    debug = "--debug" in arguments
+    try:
+        return _parsed(arguments).run()
+    except UsageError as error:
+        _log.error("headstart: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        _log.error("Interrupted.")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001 (the boundary: whatever failed is told in one sentence)
+        _log.error("headstart: %s", str(error) or type(error).__name__, exc_info=debug)
+        return 1
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The command that `arguments` ask for; ends the process for `--help` (0) and wrong usage (2)."""
+    name = arguments[0] if arguments else "--help"
+    if name == "train":
+        return _parsed_train(arguments[1:])
+    if name in COMMANDS:
+        return tyro.cli(COMMANDS[name], args=arguments[1:], prog=f"headstart {name}")
+    shown = {**COMMANDS, "train": Train[recipes.SinusoidRecipe]}
+    named = [Annotated[command, tyro.conf.subcommand(key)] for key, command in shown.items()]
+    command: Any = functools.reduce(operator.or_, named)
+    return tyro.cli(command, args=[name], prog="headstart", description=_DESCRIPTION)
+
+
+def _parsed_train(arguments: list[str]) -> Any:
+    """The train command: which settings there are depends on the recipe, so that is looked up first."""
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            arguments = ["sinusoid-5shot", "--help"]
+        else:
+            raise UsageError("Name a recipe first: `headstart train RECIPE ...`; `headstart list` shows them.")
+    name = arguments[0]
+    try:
+        recipe = recipes.experiment(name).recipe
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return tyro.cli(
+        Train[type(recipe)],
+        default=Train(recipe=name, settings=recipe),
+        args=arguments[1:],
+        prog=f"headstart train {name}",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _described(e: recipes.Experiment) -> dict[str, Any]:
+    settings = {field.name: getattr(e.recipe, field.name) for field in fields(e.recipe)}
+    published = [p._asdict() for p in e.published]
+    metric = e.recipe.metric_name
+    return {"recipe": e.name, "summary": e.summary, "metric": metric, "published": published, "settings": settings}
+
+
+def _check_same_settings(run: Run, config: dict[str, Any]) -> None:
+    """A resumed run must be the run that was started, longer at most."""
+    before, now = run.config(), json.loads(json.dumps(config))
+    if before["recipe"] != now["recipe"]:
+        raise UsageError(f"{run.path} holds a run of {before['recipe']}, not of {now['recipe']}: choose another --out.")
+    changed = [k for k, v in now["settings"].items() if k != "iterations" and before["settings"].get(k) != v]
+    if changed:
+        told = ", ".join(f"{k} {before['settings'].get(k)!r} -> {now['settings'][k]!r}" for k in changed)
+        raise UsageError(f"{run.path} was started with other settings ({told}): give the same ones, or another --out.")
+
+
+def _device(name: Device) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch finds no GPU here. Use --device cpu or auto.")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,96 @@
+"""What a person at a terminal sees and does: progress, interruption, tables."""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from headstart.training.run import Run
+from headstart.training.trainer import Trainer
+from headstart.types import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects Ctrl-C and termination while training, which stops after the iteration; a second one kills."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        _log.info("Stopping after this iteration ...")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress(trainer: Trainer, run: Run, tensorboard: bool) -> Iterator[Callable[[int, Metrics], None]]:
+    """A progress bar with rate, loss and remaining time (silent where there is no terminal), and TensorBoard."""
+    total, every = trainer.settings.iterations, trainer.settings.log_every
+    writer = _summary_writer(run) if tensorboard else None
+    with tqdm(total=total, initial=trainer.iteration, unit="it", disable=None, dynamic_ncols=True) as bar:
+
+        def observe(iteration: int, metrics: Metrics) -> None:
+            bar.set_postfix(loss=f"{metrics['meta_loss']:.3f}", refresh=False)
+            bar.update()
+            if writer is not None and iteration % every == 0:
+                for name, value in metrics.items():
+                    writer.add_scalar(f"train/{name}", value, iteration)
+
+        try:
+            yield observe
+        finally:
+            if writer is not None:
+                for record in run.metrics("validation"):
+                    writer.add_scalar(f"validation/{record['metric']}", record["mean"], record["iteration"])
+                writer.close()
+
+
+def _summary_writer(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("--tensorboard needs the extra: pip install 'headstart[tensorboard]'.") from error
+    return SummaryWriter(run.path / "tensorboard")
+
+
+def evaluation_text(result: dict[str, Any]) -> str:
+    """An evaluation as a heading and a table, a row per inner step."""
+    told = (
+        f"{result['recipe']}, checkpoint {result['checkpoint']} (iteration {result['iteration']}): {result['metric']}\n"
+        f"over {result['num_tasks']} tasks ({result['tasks_digest']}), {result['shots']} shots, {result['queries']} "
+        f"queries, norm {result['norm']}"
+    )
+    published = {p["step"]: p["value"] for p in result["published"]}
+    rows = [f"{'step':>4} {'mean':>9} {'ci95':>9} {'median':>9} {'diverged':>8} {'published':>9}"]
+    for step in result["per_step"]:
+        cells = [step["mean"], step["ci95"], step["median"]]
+        numbers = " ".join(f"{_number(value):>9}" for value in cells)
+        beside = published.get(step["step"], "")
+        rows.append(f"{step['step']:>4} {numbers} {step['diverged']:>8} {beside:>9}")
+    return "\n".join([told, *rows])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.2e}"
+
+
+def predictions_text(results: list[dict[str, Any]]) -> str:
+    """Predictions as lines of tab-separated values."""
+    rows = []
+    for result in results:
+        if "class" in result:
+            rows.append(f"{result['file']}\t{result['class']}\t{result['probability']:.3f}")
+        rows += [f"{result['file']}\t{pair['x']:g}\t{pair['y']:g}" for pair in result.get("predictions", [])]
+    return "\n".join(rows)
