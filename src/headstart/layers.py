@@ -6,7 +6,9 @@ in `EXACT`. Why each is there (torch 2.13; `tests/contracts/test_any_module.py` 
 - batch, layer and instance norm: under `vmap` the second derivatives of the native kernels are wrong by up
   to a few percent, without an error (their batching rule holds mean and variance constant). Composed from
   `var_mean`, subtraction and multiplication they are exact, and faster.
-- scaled dot-product attention: the fused kernels have no second derivative; the math backend has.
+- weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
+- embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
+- embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 - batch norm besides: its statistics are a choice (`Norm`) and its buffers are not written by the inner loop.
 
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
@@ -19,8 +21,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
@@ -47,6 +50,9 @@ class Statistics(NamedTuple):
 Seen = dict[str, Statistics]
 """Statistics by batch-norm call: the layer's name, with `#2`, `#3` ... where one layer is called again."""
 
+_BUFFERLESS, _FOREIGN = "(without buffers)", "(not a layer)"
+"""What stands for the name of a batch norm whose running buffers are none, or are not those of a layer."""
+
 
 def run(
     module: nn.Module, params: Params, inputs: Any, *, norm: Norm = "batch", given: Seen | None = None
@@ -63,11 +69,10 @@ def run(
             `"running"`: what each layer's mode says.
         given: Statistics to normalise with instead, from an earlier run.
     """
-    buffers = dict(module.named_buffers())
-    running = {
-        id(buffers[name]): name.removesuffix(".running_mean") for name in buffers if name.endswith("running_mean")
-    }
-    scratch = {n: b.clone() for n, b in buffers.items() if not n.endswith(("running_mean", "running_var"))}
+    norms = {n: m for n, m in module.named_modules() if isinstance(m, _NormBase)}  # replaced, so nothing writes these
+    running = {id(layer.running_mean): name for name, layer in norms.items() if layer.running_mean is not None}
+    kept = {f"{name}.{buffer}".removeprefix(".") for name in norms for buffer in ("running_mean", "running_var")}
+    scratch = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in kept}
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (_as_tuple(inputs), {})
     with _ExactLayers(norm, given, running) as mode:
         outputs = torch.func.functional_call(module, {**params, **scratch}, args, dict(kwargs))
@@ -87,7 +92,11 @@ def predict(module: nn.Module, params: Params, inputs: Any, *, norm: Norm, suppo
     given = None
     if norm == "support" and has_batch_norm(module):
         _, given = run(module, params, support)
-    return run(module, params, inputs, norm=norm, given=given)
+    outputs, seen = run(module, params, inputs, norm=norm, given=given)
+    if norm == "support" and seen and given is None:  # batch norm called as a function, not as a layer
+        _, given = run(module, params, support)
+        outputs, seen = run(module, params, inputs, norm=norm, given=given)
+    return outputs, seen
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -135,32 +144,30 @@ def freeze_statistics(module: nn.Module, support: Any, norm: Norm) -> None:
     statistics of whatever batch they are given. `"running"` keeps the buffers as they are.
 
     Raises:
-        ValueError: `"support"`, and one batch-norm layer is called more than once per forward pass: it has
-            room for one set of statistics.
+        ValueError: A batch norm cannot follow the policy by itself: it is called more than once per forward
+            pass, or as a function rather than a layer.
     """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
     for layer in module.modules():
         if isinstance(layer, _InstanceNorm):  # the inner loop always used the instance's own statistics
             layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
-    if norm == "running" or not layers:
+    if norm == "running":
         return
+    like = next(iter(module.parameters()))
     for layer in layers.values():
         layer.track_running_stats = norm == "support"
-        like = next(iter(module.parameters()))
-        stored = norm == "support"
-        layer.running_mean = like.new_zeros(layer.num_features) if stored else None
-        layer.running_var = like.new_ones(layer.num_features) if stored else None
-    if norm == "batch":
-        return
+        layer.running_mean = like.new_zeros(layer.num_features) if norm == "support" else None
+        layer.running_var = like.new_ones(layer.num_features) if norm == "support" else None
     _, seen = run(module, {}, support)
-    for call, statistics in seen.items():
-        if "#" in call:
+    for call, (mean, variance) in seen.items():
+        if norm == "support" and call in layers:
+            layers[call].running_mean, layers[call].running_var = mean.to(like.dtype), variance.to(like.dtype)
+        elif norm == "support" or call.startswith(_FOREIGN):
             raise ValueError(
-                f"Batch norm {call.partition('#')[0]!r} is called more than once per forward pass, so its support "
-                "statistics cannot be stored in it. Adapt with norm='batch' or norm='running', or use a layer per call."
+                f"Batch norm {call!r} cannot do norm={norm!r} by itself: it is called more than once per forward "
+                "pass, or as a function rather than an nn.BatchNorm layer. Adapt with another norm policy, or use a "
+                "layer per call."
             )
-        if call in layers:
-            layers[call].running_mean, layers[call].running_var = statistics
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -181,7 +188,7 @@ class _ExactLayers(TorchFunctionMode):
         self.seen: Seen = {}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        substitute = EXACT.get(func)
+        substitute = EXACT.get(func.overloadpacket if isinstance(func, OpOverload) else func)
         if substitute is None:
             return func(*args, **(kwargs or {}))
         return substitute(self, *args, **(kwargs or {}))
@@ -190,9 +197,9 @@ class _ExactLayers(TorchFunctionMode):
         self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool
     ) -> Statistics:
         """What this batch-norm call normalises with, noted under its name."""
-        name = self.running.get(id(running_mean), "") if running_mean is not None else ""
+        name = _BUFFERLESS if running_mean is None else self.running.get(id(running_mean), _FOREIGN)
         call, times = name, 1
-        while call in self.seen or not call:
+        while call in self.seen:
             times += 1
             call = f"{name}#{times}"
         if self.given is not None:
@@ -290,11 +297,64 @@ def _with_math_attention(func: Callable) -> Callable:
     return attention
 
 
-def _refused(func: Callable) -> Callable:
+def _weight_norm(mode: _ExactLayers, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _embedding(
+    mode: _ExactLayers,
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if scale_grad_by_freq:
+        raise NotImplementedError("Embedding with scale_grad_by_freq has wrong second derivatives: set it False.")
+    rows = F.embedding(indices, weight, max_norm=max_norm, norm_type=norm_type)
+    if padding_idx is None:
+        return rows
+    return torch.where((indices == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
+
+
+def _embedding_bag(
+    _: _ExactLayers,
+    /,
+    indices: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    if mode == "max" or scale_grad_by_freq:
+        raise NotImplementedError("Embedding bags with mode='max' or scale_grad_by_freq have no second derivative.")
+    if offsets is None:
+        bags = len(indices)
+        bag = torch.arange(bags, device=indices.device).repeat_interleave(indices.shape[1])
+    else:
+        bags = len(offsets) - include_last_offset
+        bag = torch.searchsorted(offsets[:bags], torch.arange(len(indices), device=indices.device), right=True) - 1
+    kept = weight.new_ones(bag.shape) if padding_idx is None else (indices.flatten() != padding_idx % len(weight)).to(weight)
+    scale = kept if per_sample_weights is None else kept * per_sample_weights.flatten()
+    rows = F.embedding(indices.flatten(), weight, max_norm=max_norm, norm_type=norm_type) * scale.unsqueeze(-1)
+    total = rows.new_zeros(bags, rows.shape[-1]).index_add(0, bag, rows)
+    count = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
+    return total if mode == "sum" else total / count.unsqueeze(-1)
+
+
+def _refused(name: str) -> Callable:
     def refuse(mode: _ExactLayers, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            f"torch.{func.__name__} has wrong second derivatives under vmap; call its torch.nn.functional form, "
-            "which is replaced by an exact one inside the inner loop."
+            f"{name} has wrong second derivatives under vmap; call the torch.nn.functional form, which is replaced by "
+            "an exact one inside the inner loop."
         )
 
     return refuse
@@ -304,6 +364,10 @@ EXACT: dict[Callable, Callable] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.instance_norm: _instance_norm,
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
     # The native functions behind them order their arguments differently.
     torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
         mode, x, rm, rv, w, b, training, momentum, eps
@@ -314,9 +378,15 @@ EXACT: dict[Callable, Callable] = {
     torch.instance_norm: lambda mode, x, w, b, rm, rv, use_input, momentum, eps, cudnn: _instance_norm(
         mode, x, rm, rv, w, b, use_input, momentum, eps
     ),
-    torch.native_batch_norm: _refused(torch.native_batch_norm),
-    torch.native_layer_norm: _refused(torch.native_layer_norm),
-    F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
-    F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
+    torch.embedding: lambda mode, w, indices, padding_idx=-1, scale=False, sparse=False: _embedding(
+        mode, indices, w, padding_idx if padding_idx >= 0 else None, scale_grad_by_freq=scale
+    ),
+    torch._weight_norm: _weight_norm,
+    torch.native_batch_norm: _refused("native_batch_norm"),
+    torch.native_layer_norm: _refused("native_layer_norm"),
 }
 """What is substituted, by the function called."""
+
+# An exported module calls the operators themselves.
+_OPERATORS = [function for function in EXACT if function.__module__ != F.__name__]
+EXACT |= {getattr(torch.ops.aten, function.__name__): EXACT[function] for function in _OPERATORS}

@@ -4,7 +4,6 @@ import http.client
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 import urllib.request
@@ -76,7 +75,7 @@ def download(url: str, path: Path, limit_s: float = _DOWNLOAD_S, limit_bytes: in
                     raise ValueError(f"larger than {limit_bytes} bytes")
         if not zipfile.is_zipfile(part):
             raise ValueError("what the server sent is not a zip file")
-        shutil.move(part, path)
+        part.replace(path)
 
 
 def entries(archive: Path, pattern: str, limit_bytes: int) -> Iterator[tuple[re.Match[str], bytes]]:

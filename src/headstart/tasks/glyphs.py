@@ -19,12 +19,13 @@ Part = Literal["train", "val", "test"]
 
 _STROKES = 4
 _PIECES = 3
+_MOST = 8  # pieces in all: 3 and 3, or 2, 2, 2 and 2
 _POINTS = 32  # per piece
 _TRIES = 8  # programs per class, of which the clearest is kept
 _CHUNK = 32  # classes rendered at once: 20 examples of them take 50 MiB
 
 # Lengths are in widths of the frame, angles in radians.
-_PEN = 0.022  # half the pen's width
+_PEN = 0.025  # half the pen's width
 _BLUR = 0.021
 _MARGIN = 0.07
 _LONGEST = 1.35  # piece; its points then lie closer than two blurs, and do not show
@@ -101,7 +102,9 @@ def _draw(names: list[str], examples: int, size: int, seed: int) -> Tensor:
     generators = [generator(seed, f"glyphs {name}") for name in names]
     uniform = torch.stack([torch.rand(_TRIES, sum(_CLASS_DRAWS), generator=rng) for rng in generators])
     normal = torch.stack([torch.randn(examples, sum(_EXAMPLE_DRAWS), generator=rng) for rng in generators])
-    programs = _clearest(_programs(*uniform.split(_CLASS_DRAWS, dim=-1)))
+    whole, strokes, pieces = uniform.split(_CLASS_DRAWS, dim=-1)
+    whole = whole[:, :1].expand_as(whole)  # all tries have as many strokes, or the simplest would always win
+    programs = _clearest(_programs(whole, strokes, pieces))
     hand, strokes, pieces = normal.split(_EXAMPLE_DRAWS, dim=-1)
     drawn = _by_another_hand(programs, strokes, pieces)
     return _ink(_place(_trace(drawn), hand), hand[..., 6], size)[:, :, None]
@@ -121,7 +124,7 @@ def _programs(whole: Tensor, strokes: Tensor, pieces: Tensor) -> Strokes:
     many, parent, place, place_own, at, apart, away, scale = strokes.unflatten(-1, (-1, _STROKES)).unbind(-2)
     kind, amount, sign, bend, cornered, angle, way, length = pieces.unflatten(-1, (-1, _STROKES, _PIECES)).unbind(-3)
     order = torch.arange(_STROKES)
-    count = 1 + (count[..., None] > torch.tensor([0.25, 0.6, 0.87])).sum(-1, keepdim=True)
+    count = 1 + (count[..., None] > torch.tensor([0.15, 0.5, 0.82])).sum(-1, keepdim=True)
     many = 1 + (many > 0.5).long() + ((many > 0.85) & (count < 3)).long()
     many = torch.where((count == 1) & (many < _PIECES), many + 1, many)  # a lone line would be everybody's
     there = (order < count)[..., None] & (torch.arange(_PIECES) < many[..., None])
@@ -130,7 +133,7 @@ def _programs(whole: Tensor, strokes: Tensor, pieces: Tensor) -> Strokes:
     arc = side * (0.8 + 2.4 * amount)
     loop = side * (4.4 + 2.0 * amount)
     turn = torch.where(kind < 0.58, 0.3 * (amount - 0.5), torch.where(kind < 0.93, arc, loop))
-    corner = torch.where(cornered < 0.4, 0.0, torch.where(way < 0.5, -1.0, 1.0) * (0.8 + 1.6 * angle))
+    corner = torch.where(cornered < 0.25, 0.0, torch.where(way < 0.5, -1.0, 1.0) * (0.8 + 1.6 * angle))
     heading = math.pi / 4 * (8 * angle).floor() + 0.3 * (way - 0.5)
     corner = torch.cat([heading[..., :1], corner[..., 1:]], dim=-1)
     size = torch.where(order == 0, 1.0, 0.6 + 0.4 * scale)[..., None]
@@ -220,7 +223,8 @@ def _ink(points: Tensor, pressure: Tensor, size: int) -> Tensor:
     weights = apart / (_BLUR * math.sqrt(2 * math.pi))
     centres = (torch.arange(size) + 0.5) / (size * _BLUR * math.sqrt(2))
     across, down = (axis[..., None] - centres for axis in (points / (_BLUR * math.sqrt(2))).unbind(-1))
-    columns, rows = (apart.square_().neg_().exp_() for apart in (across, down))  # in place: half of all the time
+    # In place, for this is most of the time.
+    columns, rows = (offset.square_().neg_().exp_() for offset in (across, down))
     blots = (rows * weights[..., None]).transpose(-1, -2) @ columns
     distance = _BLUR * (-2 * blots.clamp(1e-6, 1).log()).sqrt()
     pen = _PEN * (0.06 * pressure).exp()[..., None, None]
@@ -229,15 +233,15 @@ def _ink(points: Tensor, pressure: Tensor, size: int) -> Tensor:
 
 
 def _drawn_points(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The points of pieces that are there, [..., most such points, 2], and each one's distance from its neighbour.
+    """The points of pieces that are there, and each one's distance from its neighbour: [..., points, 2], [..., points].
 
-    Most programs have far fewer pieces than they could have; drawing only those saves two thirds of the time.
+    No program has more than `_MOST` pieces; to draw no others saves a third of the time. As many points for every
+    drawing, so that one does not depend, not even in its last bit, on what else is drawn with it.
     """
     pieces = points.unflatten(-2, (-1, _POINTS))
     apart = pieces.diff(dim=-2).norm(dim=-1)
     apart = torch.cat([apart[..., :1], apart], dim=-1)
-    order = apart[..., -1].gt(0).byte().argsort(dim=-1, descending=True)
-    order = order[..., : int(apart[..., -1].gt(0).sum(-1).max())]
+    order = apart[..., -1].gt(0).byte().argsort(dim=-1, descending=True, stable=True)[..., :_MOST]
     apart = apart.gather(-2, order[..., None].expand(*order.shape, _POINTS))
     pieces = pieces.gather(-3, order[..., None, None].expand(*order.shape, _POINTS, 2))
     return pieces.flatten(-3, -2), apart.flatten(-2)

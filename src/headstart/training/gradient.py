@@ -63,14 +63,15 @@ class GradientUpdater:
         """One meta-update.
 
         Raises:
-            NonFiniteError: A task's loss or gradient is not finite. Nothing has been updated.
+            NonFiniteError: A task's loss or gradient is not finite. No parameter has been updated.
         """
         self.optimizer.zero_grad()
         losses = self.learner.task_losses(tasks)
         meta_loss = losses.mean()
         if not torch.isfinite(meta_loss):
-            worst = int((~torch.isfinite(losses)).nonzero()[0])
-            raise NonFiniteError(f"the meta-loss of task {worst} (of {len(losses)}) is {float(losses[worst])}")
+            values = losses.tolist()
+            task = next(i for i, value in enumerate(values) if not math.isfinite(value))
+            raise NonFiniteError(f"the meta-loss of task {task} (of {len(values)}) is {values[task]}")
         meta_loss.backward()
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
