@@ -7,6 +7,7 @@ import torch
 from headstart import recipes
 from headstart.recipes import CharacterRecipe, session
 from headstart.recipes.characters import _without_convolutions
+from headstart.training.evaluate import evaluate, fixed_tasks
 from headstart.training.files import FileError
 from headstart.training.run import Run
 
@@ -75,16 +76,20 @@ def test_evaluation_repeats_itself(tmp_path):
 
 
 def test_the_step_size_is_tuned_on_validation_tasks():
-    recipe = replace(
-        EXPERIMENTS["sinusoid-5shot-pretrained"].recipe, tune_inner_lr=(1e-9, 0.02, 1e3), val_tasks=20, hidden=(8,)
-    )
+    rates = (0.0, 0.0003, 0.03, 1e3)
+    recipe = replace(EXPERIMENTS["sinusoid-20shot-pretrained"].recipe, tune_inner_lr=rates, val_tasks=30)
     torch.manual_seed(0)
-    learner = recipe.learner()
-    # Nothing has been trained: standing still loses against a sensible rate, and 1000 diverges.
-    torch.nn.init.normal_(learner.model.head.weight)
-    torch.nn.init.normal_(learner.model.body[0].weight)
-    assert session.with_tuned_rate(recipe, learner, None, steps=5) == 0.02
-    assert learner.inner.lr == 0.02
+    model = torch.nn.Linear(1, 1)
+    tasks = list(fixed_tasks(recipe.source("val"), 30, session.VALIDATION_SEED))
+    errors = [
+        evaluate(replace(recipe, inner_lr=rate).learner(model), iter(tasks), recipe.metric, 5).per_step[5].mean
+        for rate in rates
+    ]
+    learner = recipe.learner(model)
+    chosen = session.with_tuned_rate(recipe, learner, None, steps=5)
+    assert errors[3] is None  # every task diverged: never chosen
+    assert errors.index(min(errors[:3])) == rates.index(chosen) == 2
+    assert learner.inner.lr == chosen
 
 
 def test_one_shot_runs_are_twenty_way(tmp_path, omniglot_data):
