@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from headstart.cli import main as headstart
-from headstart.tasks import DataNotFound, omniglot
+from headstart.tasks import omniglot
+from headstart.tasks.archives import DataNotFound
 
 
 def call(*arguments: object) -> None:

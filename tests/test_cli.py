@@ -147,6 +147,25 @@ def test_norms_differ_and_are_named(glyph_run, capsys):
     assert len(set(means.values())) == 3
 
 
+def test_two_norms_side_by_side(glyph_run, capsys):
+    arguments = ["evaluate", str(glyph_run), "--num-tasks", "10", "--norm", "batch", "--beside", "support"]
+    assert main([*arguments, "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(glyph_run), "--num-tasks", "10", "--norm", "support", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (both["norm"], both["beside"]["norm"]) == ("batch", "support")
+    assert both["tasks_digest"] == alone["tasks_digest"]
+    assert both["beside"]["per_step"] == alone["per_step"] != both["per_step"]
+    assert main(arguments) == 0
+    assert "norm support" in capsys.readouterr().out
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    assert main(["train", "sinusoid-5shot", "--smoke", "--tensorboard", "--out", str(tmp_path / "run")]) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
 def test_resume_starts_continues_and_ends(tmp_path, capsys):
     arguments = ["train", "sinusoid-5shot", "--out", str(tmp_path / "run"), "--resume", *SMALL]
     assert main(arguments) == 0  # there was nothing to resume

@@ -129,6 +129,8 @@ class Evaluate:
     """Query examples (per class); the recipe's protocol unless given."""
     norm: Norm | None = None
     """Batch norm's statistics: batch (of the queries, as published), support, or running; the recipe's unless given."""
+    beside: Norm | None = None
+    """A second norm, to be measured on the same tasks and reported beside the first."""
     checkpoint: session.Checkpoint = "best"
     """Best on validation tasks, or the last."""
     seed: int = session.TEST_SEED
@@ -159,6 +161,7 @@ class Evaluate:
             shots=self.shots,
             queries=self.queries,
             norm=self.norm,
+            beside=self.beside,
             checkpoint=self.checkpoint,
             seed=self.seed,
             protocol=self.protocol,

@@ -125,8 +125,9 @@ class Adam:
     def init(self, params: Params) -> AdamState:
         """No steps taken, zero means."""
         first = next(iter(params.values()))
+        wide = torch.promote_types(first.dtype, torch.float32)  # in bfloat16 0.999 is 1, and the bias correction 0
         zeros = {name: torch.zeros_like(p) for name, p in params.items()}
-        return AdamState(torch.zeros((), dtype=first.dtype, device=first.device), zeros, zeros)
+        return AdamState(torch.zeros((), dtype=wide, device=first.device), zeros, zeros)
 
     def update(self, params: Params, grads: Params, state: AdamState) -> tuple[Params, AdamState]:
         """One bias-corrected step."""
@@ -143,8 +144,18 @@ def _descend(params: Params, direction: Params, lr: Rate) -> Params:
         missing = [name for name in params if name not in lr]
         if missing:
             raise ValueError(f"lr has no rate for {missing}; it names {sorted(lr)}. Give every adapted parameter one.")
-        return {name: p - lr[name] * direction[name] for name, p in params.items()}
-    return {name: p - lr * direction[name] for name, p in params.items()}
+        return {name: _stepped(name, p, lr[name], direction[name]) for name, p in params.items()}
+    return {name: _stepped(name, p, lr, direction[name]) for name, p in params.items()}
+
+
+def _stepped(name: str, p: Tensor, rate: float | Tensor, direction: Tensor) -> Tensor:
+    stepped = p - rate * direction
+    if stepped.shape != p.shape:
+        raise ValueError(
+            f"The inner rate of {name!r} must be a number, a scalar tensor, or of the parameter's shape "
+            f"{tuple(p.shape)}, got shape {tuple(torch.as_tensor(rate).shape)}."
+        )
+    return stepped.to(p.dtype)
 
 
 def _check_rate(lr: Rate) -> None:

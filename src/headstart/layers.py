@@ -74,7 +74,8 @@ def run(
     kept = {f"{name}.{buffer}".removeprefix(".") for name in norms for buffer in ("running_mean", "running_var")}
     scratch = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in kept}
     args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (_as_tuple(inputs), {})
-    with _ExactLayers(norm, given, running) as mode:
+    mode = _ExactLayers(norm, given, running)  # bound here: a compiler does not see what `with ... as` binds
+    with mode:
         outputs = torch.func.functional_call(module, {**params, **scratch}, args, dict(kwargs))
     return outputs, mode.seen
 
@@ -97,6 +98,11 @@ def predict(module: nn.Module, params: Params, inputs: Any, *, norm: Norm, suppo
         _, given = run(module, params, support)
         outputs, seen = run(module, params, inputs, norm=norm, given=given)
     return outputs, seen
+
+
+def exact() -> TorchFunctionMode:
+    """A context in which what `EXACT` names is exact outside a module, too: in a loss."""
+    return _ExactLayers("batch", None, {})
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -298,7 +304,8 @@ def _with_math_attention(func: Callable) -> Callable:
 
 
 def _weight_norm(mode: _ExactLayers, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    norm = v.norm() if dim == -1 else v.movedim(dim, 0).reshape(v.shape[dim], -1).norm(dim=1)  # -1 means: of all
+    return v * (g / norm.reshape(g.shape))
 
 
 def _embedding(
@@ -342,9 +349,11 @@ def _embedding_bag(
     else:
         bags = len(offsets) - include_last_offset
         bag = torch.searchsorted(offsets[:bags], torch.arange(len(indices), device=indices.device), right=True) - 1
-    kept = weight.new_ones(bag.shape) if padding_idx is None else (indices.flatten() != padding_idx % len(weight)).to(weight)
+    indices, kept = indices.flatten(), weight.new_ones(bag.shape)
+    if padding_idx is not None:
+        kept = (indices != padding_idx % len(weight)).to(weight.dtype)
     scale = kept if per_sample_weights is None else kept * per_sample_weights.flatten()
-    rows = F.embedding(indices.flatten(), weight, max_norm=max_norm, norm_type=norm_type) * scale.unsqueeze(-1)
+    rows = F.embedding(indices, weight, max_norm=max_norm, norm_type=norm_type) * scale.unsqueeze(-1)
     total = rows.new_zeros(bags, rows.shape[-1]).index_add(0, bag, rows)
     count = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
     return total if mode == "sum" else total / count.unsqueeze(-1)
@@ -381,12 +390,10 @@ EXACT: dict[Callable, Callable] = {
     torch.embedding: lambda mode, w, indices, padding_idx=-1, scale=False, sparse=False: _embedding(
         mode, indices, w, padding_idx if padding_idx >= 0 else None, scale_grad_by_freq=scale
     ),
-    torch._weight_norm: _weight_norm,
-    torch.native_batch_norm: _refused("native_batch_norm"),
-    torch.native_layer_norm: _refused("native_layer_norm"),
+    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+    **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }
 """What is substituted, by the function called."""
 
 # An exported module calls the operators themselves.
-_OPERATORS = [function for function in EXACT if function.__module__ != F.__name__]
-EXACT |= {getattr(torch.ops.aten, function.__name__): EXACT[function] for function in _OPERATORS}
+EXACT |= {getattr(torch.ops.aten, f.__name__): exact for f, exact in EXACT.items() if f.__module__ != F.__name__}

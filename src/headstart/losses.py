@@ -4,8 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from headstart.layers import exact
 from headstart.types import Params
 
 Criterion = Callable[..., Tensor]
@@ -21,17 +22,22 @@ def takes_params(criterion: Criterion) -> bool:
     >>> takes_params(torch.nn.functional.mse_loss)
     False
     """
+    called = criterion.forward if isinstance(criterion, nn.Module) else criterion
     try:
-        return "params" in inspect.signature(criterion).parameters
+        return "params" in inspect.signature(called).parameters
     except ValueError:  # a builtin without a signature
         return False
 
 
 def criterion_with_params(criterion: Criterion) -> Callable[[Any, Any, Params], Tensor]:
     """`criterion` as a function of outputs, targets and parameters, whether or not it uses the last."""
-    if takes_params(criterion):
-        return lambda outputs, targets, params: criterion(outputs, targets, params=params)
-    return lambda outputs, targets, params: criterion(outputs, targets)
+    wanted = takes_params(criterion)
+
+    def loss(outputs: Any, targets: Any, params: Params) -> Tensor:
+        with exact():
+            return criterion(outputs, targets, params=params) if wanted else criterion(outputs, targets)
+
+    return loss
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

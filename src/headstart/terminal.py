@@ -52,7 +52,7 @@ def progress(trainer: Trainer, run: Run, tensorboard: bool) -> Iterator[Callable
             yield observe
         finally:
             if writer is not None:
-                for record in run.metrics("validation"):
+                for record in (r for r in run.metrics("validation") if r["mean"] is not None):
                     writer.add_scalar(f"validation/{record['metric']}", record["mean"], record["iteration"])
                 writer.close()
 
@@ -73,12 +73,15 @@ def evaluation_text(result: dict[str, Any]) -> str:
         f"queries, norm {result['norm']}"
     )
     published = {p["step"]: p["value"] for p in result["published"]}
-    rows = [f"{'step':>4} {'mean':>9} {'ci95':>9} {'median':>9} {'diverged':>8} {'published':>9}"]
-    for step in result["per_step"]:
-        cells = [step["mean"], step["ci95"], step["median"]]
-        numbers = " ".join(f"{_number(value):>9}" for value in cells)
-        beside = published.get(step["step"], "")
-        rows.append(f"{step['step']:>4} {numbers} {step['diverged']:>8} {beside:>9}")
+    other = result.get("beside", {"norm": "", "per_step": []})
+    heading = f"{'step':>4} {'mean':>9} {'ci95':>9} {'median':>9} {'diverged':>8} {'published':>9}"
+    rows = [heading + (f" | norm {other['norm']}: mean, ci95" if other["norm"] else "")]
+    for index, step in enumerate(result["per_step"]):
+        numbers = " ".join(f"{_number(step[key]):>9}" for key in ("mean", "ci95", "median"))
+        row = f"{step['step']:>4} {numbers} {step['diverged']:>8} {published.get(step['step'], ''):>9}"
+        if other["per_step"]:
+            row += " | " + " ".join(f"{_number(other['per_step'][index][key]):>9}" for key in ("mean", "ci95"))
+        rows.append(row)
     return "\n".join([told, *rows])
 
 

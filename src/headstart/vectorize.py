@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 def over_tasks(
     fn: Callable[[Task], Any], tasks: Task | Sequence[Task], how: Vectorize = "auto", chunk_size: int | None = None
 ) -> tuple[Any, Vectorize]:
-    """What `fn` returns for each task, stacked along a new first axis, and the way it was computed.
+    """What `fn` returns for each task, stacked along a new first axis, and how to compute it next time.
 
     Args:
         fn: From one task to any tree of tensors.
@@ -32,8 +32,8 @@ def over_tasks(
         chunk_size: Tasks per `vmap`; None for all at once. The result does not depend on it.
 
     Returns:
-        The stacked tree, in the order of the tasks, and `"vmap"` or `"loop"`, to be passed as `how` next
-        time so that what failed once is not tried again.
+        The stacked tree, in the order of the tasks, and what to pass as `how` next time: `"loop"` where
+        `vmap` failed, so that it is not tried again.
 
     Raises:
         ValueError: No tasks, or tensors whose tasks axes disagree.
@@ -80,7 +80,7 @@ def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_
         return vectorized(tasks), how
     random_state = torch.get_rng_state()
     try:
-        return vectorized(tasks), "vmap"
+        return vectorized(tasks), how
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

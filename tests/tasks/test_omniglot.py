@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.tasks import ClassStore, DataNotFound, omniglot
+from headstart.tasks import ClassStore, omniglot
+from headstart.tasks.archives import DataNotFound
 from headstart.tasks.omniglot import Content, Part
 
 SHAPE = {"images_background": {"Greek": 2, "Latin": 1}, "images_evaluation": {"Angelic": 2}}

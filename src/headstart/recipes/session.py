@@ -104,6 +104,7 @@ def evaluate_run(
     shots: int | None = None,
     queries: int | None = None,
     norm: Norm | None = None,
+    beside: Norm | None = None,
     checkpoint: Checkpoint = "best",
     seed: int = TEST_SEED,
     protocol: Protocol = "sampled",
@@ -112,8 +113,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """A run measured on held-out tasks, as the JSON object that `headstart evaluate --json` prints.
 
-    What is not given is as the recipe's published protocol has it. The object is kept in the run's
-    `evaluations/` too.
+    What is not given is as the recipe's published protocol has it; with `beside`, the same tasks are measured
+    under a second norm policy too. The object is kept in the run's `evaluations/`.
     """
     recipe, learner, iteration = trained(run, checkpoint, device)
     steps = recipe.eval_steps if steps is None else steps
@@ -124,7 +125,8 @@ def evaluate_run(
     else:
         shots, queries = shots or recipe.shots, queries or recipe.eval_queries
         batches = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, device)
-    evaluation = evaluate(learner, batches, recipe.metric, steps, norm)
+    tasks = list(batches)
+    evaluation = evaluate(learner, iter(tasks), recipe.metric, steps, norm)
     name = run.config()["recipe"]
     result = {
         "recipe": name,
@@ -142,9 +144,22 @@ def evaluate_run(
         "per_step": [step._asdict() for step in evaluation.per_step],
         "published": [p._asdict() for p in _published(name, shots)],
     }
+    _keep(run, result)
+    if beside is None:
+        return result
+    other = evaluate(learner, iter(tasks), recipe.metric, steps, beside)
+    per_step = [step._asdict() for step in other.per_step]
+    _keep(run, {**result, "norm": beside, "per_step": per_step})
+    return {**result, "beside": {"norm": beside, "per_step": per_step}}
+
+
+def _keep(run: Run, result: dict[str, Any]) -> None:
+    """Write an evaluation into its run, under a name of its own for each way to evaluate."""
+    names = ("checkpoint", "protocol", "num_tasks", "shots", "queries", "norm", "seed")
+    checkpoint, protocol, num_tasks, shots, queries, norm, seed = (result[name] for name in names)
+    steps = len(result["per_step"]) - 1
     file = f"{checkpoint}-{protocol}-{num_tasks}tasks-{shots}shot-{queries}query-{steps}steps-{norm}-seed{seed}.json"
     write_json(run.path / "evaluations" / file, result)
-    return result
 
 
 def _published(name: str, shots: int) -> tuple[Published, ...]:

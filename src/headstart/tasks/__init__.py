@@ -1,8 +1,11 @@
-"""Where tasks come from, one file per source."""
+"""Where tasks come from, one file per source.
 
-from headstart.tasks import glyphs, omniglot
-from headstart.tasks.archives import DataNotFound
+Those that read files are imported by their own names,
+
+`from headstart.tasks import omniglot`, so that `import headstart` needs PyTorch alone.
+"""
+
 from headstart.tasks.episodes import ClassStore, Episodes
 from headstart.tasks.sinusoid import Sinusoids
 
-__all__ = ["ClassStore", "DataNotFound", "Episodes", "Sinusoids", "glyphs", "omniglot"]
+__all__ = ["ClassStore", "Episodes", "Sinusoids"]
