@@ -50,7 +50,7 @@ class CharacterRecipe(Recipe):
 
     def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
         """Episodes on the characters of one part."""
-        shots, queries = shots or self.shots, queries or self.queries
+        shots, queries = self.examples(shots, queries)
         rotations = "classes" if self.dataset == "omniglot" and self.split == "vinyals" else "draw"
         return Episodes(self.store(part, data), ways=self.ways, shots=shots, queries=queries, rotations=rotations)
 

@@ -122,6 +122,10 @@ class Recipe(ABC):
             chunk_size=self.chunk_size,
         )
 
+    def examples(self, shots: int | None, queries: int | None) -> tuple[int, int]:
+        """Shots and queries: those given, else the recipe's for training."""
+        return self.shots if shots is None else shots, self.queries if queries is None else queries
+
     def inner_optimizer(self) -> InnerOptimizer:
         """The inner optimiser by its name."""
         return {"sgd": SGD, "momentum": Momentum, "adam": Adam}[self.inner](lr=self.inner_lr)

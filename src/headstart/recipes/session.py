@@ -13,7 +13,7 @@ from headstart.recipes import experiments, restore
 from headstart.recipes.recipe import Published, Recipe
 from headstart.tasks import omniglot
 from headstart.training.checkpoint import load_parameters
-from headstart.training.evaluate import evaluate, fixed_tasks
+from headstart.training.evaluate import Evaluation, evaluate, fixed_tasks
 from headstart.training.files import FileError, write_json
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, TrainerSettings, Validation
@@ -119,14 +119,20 @@ def evaluate_run(
     recipe, learner, iteration = trained(run, checkpoint, device)
     steps = recipe.eval_steps if steps is None else steps
     norm = recipe.norm if norm is None else norm
-    rate = with_tuned_rate(recipe, learner, data, steps)
+    shots = recipe.shots if shots is None else shots
+    queries = recipe.eval_queries if queries is None else queries
     if protocol == "one-shot-runs":
-        shots, queries, batches = 1, 1, _one_shot_runs(recipe, data, device)
-    else:
-        shots, queries = shots or recipe.shots, queries or recipe.eval_queries
-        batches = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, device)
-    tasks = list(batches)
-    evaluation = evaluate(learner, iter(tasks), recipe.metric, steps, norm)
+        shots, queries = 1, 1
+    rate = with_tuned_rate(recipe, learner, data, steps)
+
+    def measured(under: Norm) -> Evaluation:
+        if protocol == "one-shot-runs":
+            tasks = _one_shot_runs(recipe, data, device)
+        else:
+            tasks = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, device)
+        return evaluate(learner, tasks, recipe.metric, steps, under)
+
+    evaluation = measured(norm)
     name = run.config()["recipe"]
     result = {
         "recipe": name,
@@ -141,16 +147,19 @@ def evaluate_run(
         "tasks_digest": evaluation.tasks_digest,
         "inner_lr": rate,
         "protocol": protocol,
-        "per_step": [step._asdict() for step in evaluation.per_step],
+        "per_step": _steps(evaluation),
         "published": [p._asdict() for p in _published(name, shots)],
     }
     _keep(run, result)
     if beside is None:
         return result
-    other = evaluate(learner, iter(tasks), recipe.metric, steps, beside)
-    per_step = [step._asdict() for step in other.per_step]
-    _keep(run, {**result, "norm": beside, "per_step": per_step})
-    return {**result, "beside": {"norm": beside, "per_step": per_step}}
+    other = _steps(measured(beside))
+    _keep(run, {**result, "norm": beside, "per_step": other})
+    return {**result, "beside": {"norm": beside, "per_step": other}}
+
+
+def _steps(evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [step._asdict() for step in evaluation.per_step]
 
 
 def _keep(run: Run, result: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ class SinusoidRecipe(Recipe):
 
     def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
         """Sine waves; parts differ in their random streams alone."""
-        return Sinusoids(shots=shots or self.shots, queries=queries or self.queries, oracle=self.oracle)
+        shots, queries = self.examples(shots, queries)
+        return Sinusoids(shots=shots, queries=queries, oracle=self.oracle)
 
     @property
     def criterion(self) -> Criterion:

@@ -1,8 +1,7 @@
 """Where tasks come from, one file per source.
 
-Those that read files are imported by their own names,
-
-`from headstart.tasks import omniglot`, so that `import headstart` needs PyTorch alone.
+Those that need more than PyTorch are imported by name, `from headstart.tasks import omniglot`, so that
+`import headstart` needs PyTorch alone.
 """
 
 from headstart.tasks.episodes import ClassStore, Episodes
