@@ -1,0 +1,189 @@
+"""What a run folder says of itself, read once: settings, how training went, what evaluation measured."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from headstart.recipes import Published, experiments
+from headstart.recipes.session import Checkpoint
+from headstart.training.evaluate import StepResult
+from headstart.training.files import FileError, read_json
+from headstart.training.run import Run
+
+MAML, FIRST_ORDER, PRETRAINED, ORACLE = "MAML", "first-order MAML", "pretrained", "oracle"
+EVALUATED_TASKS = 600
+"""How many tasks the paper evaluates on, and `headstart evaluate` unless told otherwise."""
+
+
+class Result(NamedTuple):
+    """One evaluation of one run: one file of its `evaluations/`."""
+
+    recipe: str
+    checkpoint: Checkpoint
+    iteration: int
+    metric: str
+    num_tasks: int
+    shots: int
+    queries: int
+    norm: str
+    seed: int
+    protocol: str
+    inner_lr: float
+    per_step: tuple[StepResult, ...]
+    published: tuple[Published, ...]
+
+    @property
+    def steps(self) -> int:
+        """The last number of inner steps measured."""
+        return self.per_step[-1].step
+
+    def at(self, step: int) -> StepResult | None:
+        """What was measured after `step` inner steps, if it was."""
+        return next((result for result in self.per_step if result.step == step), None)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that a run's files say."""
+
+    run: Run
+    label: str
+    """A name of its own among the runs of one report."""
+    recipe: str
+    kind: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    results: tuple[Result, ...]
+    training: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+
+    @property
+    def method(self) -> str:
+        """Which of the methods that the figures tell apart trained this run."""
+        if self.settings.get("oracle"):
+            return ORACLE
+        if self.settings.get("steps") == 0:
+            return PRETRAINED
+        return FIRST_ORDER if self.settings.get("first_order") else MAML
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to show examples with: the best; the last where none was chosen yet."""
+        names: tuple[Checkpoint, ...] = ("best", "last")
+        return next((name for name in names if (self.run.checkpoints / f"{name}.safetensors").exists()), None)
+
+    @property
+    def iteration(self) -> int:
+        """How far training has come, by its last line."""
+        return max((line["iteration"] for line in (*self.training, *self.validations)), default=0)
+
+    @property
+    def seconds(self) -> float:
+        """How long training took so far."""
+        return max((line["seconds"] for line in (*self.training, *self.validations)), default=0.0)
+
+    @cached_property
+    def best_iteration(self) -> int | None:
+        """Iteration of the best checkpoint."""
+        about = self.run.checkpoints / "best.json"
+        if about.exists():
+            return read_json(about)["iteration"]
+        return next((result.iteration for result in self.results if result.checkpoint == "best"), None)
+
+    def main_result(self, shots: int | None = None) -> Result | None:
+        """The evaluation that speaks for the run: by the paper's protocol if there is one.
+
+        Args:
+            shots: Consider evaluations with that many support examples; None for what was trained with.
+        """
+        shots = self.settings["shots"] if shots is None else shots
+        candidates = [result for result in self.results if result.shots == shots and result.protocol == "sampled"]
+
+        def rank(result: Result) -> tuple[Any, ...]:
+            usual = result.num_tasks == EVALUATED_TASKS  # the same tasks for every method
+            return (by_the_papers_protocol(result), result.checkpoint == "best", usual, result.num_tasks, result.steps)
+
+        return max(candidates, key=rank, default=None)
+
+
+def by_the_papers_protocol(result: Result) -> bool:
+    """Whether a published number may stand beside `result`: same shots, queries and norm as in the literature."""
+    known = experiments().get(result.recipe)
+    if known is None or result.protocol != "sampled":
+        return False
+    recipe = known.recipe
+    # Regression queries only sample the same curve: their number changes the noise, not what is measured.
+    queries = recipe.metric_name == "mse" or result.queries == recipe.eval_queries
+    norm = recipe.metric_name == "mse" or result.norm == recipe.norm
+    return result.shots == recipe.shots and queries and norm
+
+
+def steps_to_show(record: RunRecord, result: Result) -> list[int]:
+    """The inner steps whose results a table lists: the published ones, else first, fifth and last."""
+    measured = {step.step for step in result.per_step}
+    if record.method == ORACLE:  # it knows the task: there is nothing to adapt to
+        return [0]
+    wanted = {published.step for published in result.published}
+    wanted = wanted or ({1, 5, result.steps} if result.metric == "mse" else {result.steps})
+    return sorted(wanted & measured) or [result.steps]
+
+
+def read_records(runs: Sequence[Run]) -> list[RunRecord]:
+    """What each of `runs` says of itself.
+
+    Raises:
+        FileError: A folder is no run folder, or a file in it is damaged.
+    """
+    labels: list[str] = []
+    for run in runs:
+        name = run.path.resolve().name
+        taken = sum(label == name or label.startswith(f"{name} (") for label in labels)
+        labels.append(f"{name} ({taken + 1})" if taken else name)
+    return [_record(run, label) for run, label in zip(runs, labels, strict=True)]
+
+
+def changed_settings(record: RunRecord) -> dict[str, Any]:
+    """The settings of a run that differ from its recipe's, as JSON has them."""
+    known = experiments().get(record.recipe)
+    defaults = json.loads(json.dumps(asdict(known.recipe))) if known else {}
+    return {name: value for name, value in record.settings.items() if name in defaults and defaults[name] != value}
+
+
+def is_smoke(record: RunRecord) -> bool:
+    """Whether the run is its recipe at its smallest, `headstart train --smoke`."""
+    known = experiments().get(record.recipe)
+    return known is not None and json.loads(json.dumps(asdict(known.recipe.smoke()))) == record.settings
+
+
+def _record(run: Run, label: str) -> RunRecord:
+    config = run.config()
+    environment = run.path / "environment.json"
+    try:
+        return RunRecord(
+            run=run,
+            label=label,
+            recipe=config["recipe"],
+            kind=config["kind"],
+            settings=config["settings"],
+            environment=read_json(environment) if environment.exists() else {},
+            results=tuple(_result(path) for path in sorted((run.path / "evaluations").glob("*.json"))),
+            training=run.metrics("train"),
+            validations=run.metrics("validation"),
+        )
+    except (KeyError, TypeError) as error:
+        raise FileError(
+            f"{run.path} has a config.json or metrics.jsonl that Headstart did not write: {error}."
+        ) from error
+
+
+def _result(path: Any) -> Result:
+    content = read_json(path)
+    try:
+        values = {name: content[name] for name in Result._fields}
+        values["per_step"] = tuple(StepResult(**step) for step in content["per_step"])
+        values["published"] = tuple(Published(**published) for published in content["published"])
+        return Result(**values)
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path} was not written by `headstart evaluate`: {error}.") from error

@@ -1,0 +1,208 @@
+"""Tables of results, ours against published, from the evaluations in run folders.
+
+`python -m headstart.report.tables docs/results README.md docs/results.md` rebuilds the tables between the
+markers `<!-- results:short:begin -->` and `<!-- results:short:end -->` (one row per recipe, by the paper's
+protocol), and between those of `results:full` (every evaluation).
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headstart.recipes import experiments
+from headstart.report import words
+from headstart.report.records import Result, RunRecord, by_the_papers_protocol, read_records, steps_to_show
+from headstart.training.files import FileError, write_atomically
+from headstart.training.run import Run
+
+
+class Row(NamedTuple):
+    """One number of one evaluation, beside the published one; everything as text, empty where there is none."""
+
+    step: int
+    ours: str
+    median: str
+    diverged: str
+    published: str
+    difference: str
+    verdict: str
+
+
+class Group(NamedTuple):
+    """One evaluation and its rows."""
+
+    record: RunRecord
+    result: Result
+    rows: tuple[Row, ...]
+    source: str
+    """Where the published numbers are from."""
+
+
+class Block(NamedTuple):
+    """The evaluations of one checkpoint of a run."""
+
+    record: RunRecord
+    checkpoint: str
+    source: str
+    groups: tuple[Group, ...]
+
+    @property
+    def metric(self) -> str:
+        """What the evaluations measured."""
+        return self.groups[0].result.metric
+
+
+def blocks(records: Iterable[RunRecord]) -> list[Block]:
+    """Every evaluation of every run, by checkpoint."""
+    made = []
+    for (_, checkpoint), found in groupby(
+        groups(records), lambda g: (g.record.label, words.checkpoint(g.record, g.result))
+    ):
+        members = tuple(found)
+        source = ", ".join(dict.fromkeys(group.source for group in members if group.source))
+        made.append(Block(members[0].record, checkpoint, source, members))
+    return made
+
+
+def groups(records: Iterable[RunRecord]) -> list[Group]:
+    """Every evaluation of every run, those by the paper's protocol first."""
+    return [_group(record, result) for record in records for result in sorted(record.results, key=_rank)]
+
+
+def full_table(records: Iterable[RunRecord]) -> str:
+    """A Markdown table of every evaluation."""
+    lines = [
+        "| recipe | protocol | checkpoint | steps | ours | median | diverged | published | difference |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for group in groups(records):
+        told = [words.trained_as(group.record), words.protocol(group.record, group.result)]
+        told.append(words.checkpoint(group.record, group.result))
+        for row in group.rows:
+            difference = f"{row.difference}, {row.verdict}" if row.difference else ""
+            published = _published(row, group)
+            lines.append(_line([*told, str(row.step), row.ours, row.median, row.diverged, published, difference]))
+            told = ["", "", ""]
+    return "\n".join(lines) + "\n"
+
+
+def short_table(records: Sequence[RunRecord]) -> str:
+    """A Markdown table with one row per recipe, by the paper's protocol, after the most steps published."""
+    lines = ["| recipe | iterations | protocol | ours | published |", "| --- | ---: | --- | ---: | ---: |"]
+    for record in _one_per_recipe(records):
+        result = record.main_result()
+        if result is not None:
+            group = _group(record, result)
+            row = group.rows[-1]
+            protocol = f"{words.protocol(record, result)}, {words.steps(row.step)}"
+            ours = f"MSE {row.ours}, median {row.median}, {row.diverged} diverged" if row.median else row.ours
+            cells = [words.trained_as(record), f"{result.iteration:,}", protocol, ours, _published(row, group)]
+            lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"short": short_table, "full": full_table}
+
+
+def replace_tables(text: str, records: Sequence[RunRecord]) -> str:
+    """`text` with what is between the markers of each kind of table replaced by that table.
+
+    Raises:
+        ValueError: There is no pair of markers, or a marker is without its other half.
+    """
+    found = re.findall(r"<!-- results:(\w+):(begin|end) -->", text)
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    if (
+        not kinds
+        or any(kind not in TABLES for kind in kinds)
+        or found != [(k, e) for k in kinds for e in ("begin", "end")]
+    ):
+        wanted = " or ".join(f"<!-- results:{kind}:begin --> ... <!-- results:{kind}:end -->" for kind in TABLES)
+        markers = ", ".join(f"results:{kind}:{end}" for kind, end in found) or "none"
+        raise ValueError(f"The text needs the markers {wanted}, each pair once and in this order; it has {markers}.")
+    for kind in kinds:
+        begin, end = (f"<!-- results:{kind}:{which} -->" for which in ("begin", "end"))
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{TABLES[kind](records)}{end}{rest.split(end)[1]}"
+    return text
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Rebuild the tables of the files `arguments[1:]` from the run folders in `arguments[0]`."""
+    if len(arguments) < 2:
+        raise SystemExit("Usage: python -m headstart.report.tables RESULTS FILE...")
+    root, *files = (Path(argument) for argument in arguments)
+    try:
+        records = read_records([Run(config.parent) for config in sorted(root.glob("*/config.json"))])
+        order = list(experiments())  # recipes unknown by now come last
+        records.sort(key=lambda record: order.index(record.recipe) if record.recipe in order else len(order))
+        if not records:
+            raise FileError(f"There is no run folder in {root}.")
+        for file in files:
+            try:
+                rebuilt = replace_tables(file.read_text(), records)
+            except (OSError, ValueError) as error:
+                raise FileError(f"{file}: {error}") from error
+            write_atomically(file, rebuilt.encode())
+    except FileError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _rank(result: Result) -> tuple[Any, ...]:
+    return (
+        result.checkpoint,
+        not by_the_papers_protocol(result),
+        result.norm,
+        result.shots,
+        result.queries,
+        result.num_tasks,
+    )
+
+
+def _group(record: RunRecord, result: Result) -> Group:
+    comparable = by_the_papers_protocol(result)
+    rows = tuple(_row(result, step, comparable) for step in steps_to_show(record, result))
+    sources = dict.fromkeys(number.source for number in result.published if comparable)
+    return Group(record, result, rows, ", ".join(sources))
+
+
+def _row(result: Result, step: int, comparable: bool) -> Row:
+    measured = result.at(step)
+    assert measured is not None
+    number = next((p.value for p in result.published if p.step == step and comparable), None)
+    difference, verdict = "", ""
+    if number is not None and measured.mean is not None:
+        difference, verdict = words.difference(result.metric, measured.mean, measured.ci95 or 0.0, number)
+    return Row(
+        step=step,
+        ours=words.value(result.metric, measured.mean, measured.ci95),
+        median=words.value(result.metric, measured.median) if result.metric == "mse" else "",
+        diverged=f"{measured.diverged} of {result.num_tasks:,}" if result.metric == "mse" or measured.diverged else "",
+        published="" if number is None else words.published(result.metric, number),
+        difference=difference,
+        verdict=verdict,
+    )
+
+
+def _one_per_recipe(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Of several runs of one recipe the one in the folder of its name, or the first."""
+    chosen: dict[str, RunRecord] = {}
+    for record in records:
+        if record.recipe not in chosen or record.label == record.recipe:
+            chosen[record.recipe] = record
+    return list(chosen.values())
+
+
+def _published(row: Row, group: Group) -> str:
+    return f"{row.published} ({group.source})" if row.published else ""
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,174 @@
+"""How numbers and conditions are put into words, the same everywhere."""
+
+import math
+from typing import Any
+
+from headstart.report.records import Result, RunRecord, changed_settings, is_smoke
+
+_NORMS = {
+    "batch": "norm from the queries",
+    "support": "norm from the support set",
+    "running": "norm from running averages",
+}
+
+
+def decimals(metric: str, mean: float) -> int:
+    """Decimals that give `mean` three digits; two for a percentage."""
+    if metric == "accuracy":
+        return 2
+    return min(6, max(0, 2 - math.floor(math.log10(abs(mean))))) if mean else 2
+
+
+def value(metric: str, mean: float | None, ci95: float | None = None) -> str:
+    """A result with its confidence interval; accuracy in percent.
+
+    >>> value("accuracy", 0.98733, 0.0041)
+    '98.73 ± 0.41 %'
+    >>> value("mse", 0.55576, 0.0491398)
+    '0.556 ± 0.049'
+    >>> value("mse", 5.66e10)
+    '5.7e+10'
+    >>> value("mse", None)
+    'diverged'
+    """
+    if mean is None:
+        return "diverged"
+    scale, unit = (100, " %") if metric == "accuracy" else (1, "")
+    digits = decimals(metric, mean)
+    style = f".{digits}f" if max(abs(mean), ci95 or 0) < 1e5 else ".1e"
+    spread = "" if ci95 is None else f" ± {scale * ci95:{style}}"
+    return f"{scale * mean:{style}}{spread}{unit}"
+
+
+def brief(error: float) -> str:
+    """An error in two digits.
+
+    >>> brief(0.0493), brief(1.0), brief(math.inf)
+    ('0.049', '1.0', 'diverged')
+    """
+    return f"{error:#.2g}" if math.isfinite(error) else "diverged"
+
+
+def published(metric: str, number: float) -> str:
+    """A published number, in the digits it was published with.
+
+    >>> published("accuracy", 0.987), published("mse", 0.35)
+    ('98.7 %', '0.35')
+    """
+    return f"{100 * number:.1f} %" if metric == "accuracy" else f"{number:g}"
+
+
+def difference(metric: str, mean: float, ci95: float, number: float) -> tuple[str, str]:
+    """Ours minus the published number, and whether that is better, worse, or within our interval.
+
+    An interval wider than the mean belongs to a few divergent tasks, and decides nothing.
+
+    >>> difference("accuracy", 0.98733, 0.0041, 0.987)
+    ('+0.03 points', 'within ±')
+    >>> difference("mse", 0.55576, 0.0491398, 0.67)
+    ('−0.114 (−17 %)', 'better')
+    >>> difference("mse", 27.1, 47.6, 0.38)
+    ('71 times', 'undecided')
+    """
+    delta = mean - number
+    sign = 1 if metric == "accuracy" else -1
+    verdict = "better" if sign * delta > 0 else "worse"
+    if abs(delta) <= ci95:
+        verdict = "within ±" if ci95 < mean else "undecided"
+    if metric == "accuracy":
+        return f"{100 * delta:+.2f} points".replace("-", "−"), verdict
+    if mean > 10 * number:
+        return f"{mean / number:.2g} times", verdict
+    return f"{delta:+.{decimals(metric, mean)}f} ({100 * delta / number:+.0f} %)".replace("-", "−"), verdict
+
+
+def trained_as(record: RunRecord) -> str:
+    """The run's recipe, the folder if it has another name, and the settings that are not the recipe's.
+
+    Settings of evaluation and of speed are left out: the one stands with each result, the other changes none.
+    """
+    ignored = ("eval_steps", "eval_queries", "chunk_size", "log_every", "checkpoint_every")
+    changes = [f"{name} {_setting(v)}" for name, v in changed_settings(record).items() if name not in ignored]
+    changes = ["smoke size"] if is_smoke(record) else changes
+    folder = [] if record.label == record.recipe else [record.label]
+    return f"{record.recipe} ({', '.join([*folder, *changes])})" if folder or changes else record.recipe
+
+
+def conditions(record: RunRecord, result: Result) -> list[str]:
+    """What an evaluation was made under, part by part: examples, queries, batch norm."""
+    ways = record.settings.get("ways")
+    examples = f"{ways}-way {result.shots}-shot" if ways else counted(result.shots, "point")
+    if result.protocol != "sampled":
+        examples = "Omniglot's own 20 one-shot runs"
+    parts = [examples, counted(result.queries, "query", "queries") + (" per class" if ways else "")]
+    return [*parts, _NORMS.get(result.norm, result.norm)] if result.metric == "accuracy" else parts
+
+
+def protocol(record: RunRecord, result: Result) -> str:
+    """The conditions of an evaluation and the number of tasks, in one line."""
+    return ", ".join([*conditions(record, result), f"{result.num_tasks:,} tasks"])
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number of things.
+
+    >>> counted(1, "point"), counted(15, "query", "queries")
+    ('1 point', '15 queries')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def checkpoint(record: RunRecord, result: Result) -> str:
+    """Which moment of the run was evaluated."""
+    planned = record.settings.get("iterations", result.iteration)
+    name = "best on validation" if result.checkpoint == "best" else "last"
+    return f"iteration {result.iteration:,} of {planned:,} ({name})"
+
+
+def progress(record: RunRecord) -> str:
+    """How far the run has come, and how long that took."""
+    done, planned = record.iteration, record.settings.get("iterations", record.iteration)
+    told = f"{done:,} of {planned:,} iterations"
+    return f"{told} in {duration(record.seconds)}" if done else "nothing logged yet"
+
+
+def environment(record: RunRecord) -> str:
+    """Versions and machine of the run."""
+    found = record.environment
+    parts = [
+        f"PyTorch {found['torch']}" if "torch" in found else "",
+        f"Python {found['python']}" if "python" in found else "",
+    ]
+    parts += [str(found.get("gpu") or found.get("processor") or "")]
+    parts += [counted(found[name], name[:-1]) for name in ("cores", "threads") if isinstance(found.get(name), int)]
+    parts += [str(found.get("platform", ""))]
+    return ", ".join(part for part in parts if part) or "not noted"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units.
+
+    >>> duration(0.26), duration(375), duration(8000)
+    ('0.3 s', '6 min 15 s', '2 h 13 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def steps(count: int) -> str:
+    """A number of gradient steps, in words.
+
+    >>> steps(0), steps(1), steps(10)
+    ('before', 'after 1 step', 'after 10 steps')
+    """
+    return "before" if count == 0 else f"after {count} step{'s' if count > 1 else ''}"
+
+
+def _setting(content: Any) -> str:
+    if isinstance(content, (list, tuple)):
+        return " ".join(map(str, content))
+    return f"{content:,}" if isinstance(content, int) and not isinstance(content, bool) else str(content)
