@@ -129,7 +129,7 @@ def test_adam_is_its_formula():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("make", OPTIMIZERS)
 def test_half_precision_takes_the_same_steps(make, dtype):
-    """In bfloat16 Adam's 0.999 is 1, and its bias correction must not be 0: it once took no steps at all."""
+    """In bfloat16 Adam's 0.999 is 1, and yet its bias correction must not be 0."""
     expected = adapt(loss, PARAMS, [torch.tensor(1.0)] * 3, make(0.1))
     given = adapt(
         loss, {name: p.to(dtype) for name, p in PARAMS.items()}, [torch.tensor(1.0, dtype=dtype)] * 3, make(0.1)
@@ -137,6 +137,14 @@ def test_half_precision_takes_the_same_steps(make, dtype):
     assert {p.dtype for p in given.values()} == {dtype}
     for name, start in PARAMS.items():
         assert error(given[name] - start, expected[name] - start) < 0.05
+
+
+def test_steps_are_counted_in_bfloat16_too():
+    params = {"w": torch.zeros(1, dtype=torch.bfloat16)}
+    state = Adam().init(params)
+    for _ in range(300):
+        _, state = Adam().update(params, params, state)
+    assert state.taken == 300
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,15 @@ def test_tasks_of_unequal_sizes_keep_their_order(how):
 def test_tasks_of_unequal_kinds_are_grouped_apart():
     one, other = torch.ones(2), torch.ones(2, dtype=torch.float64)
     tasks = [Task(one, {"a": one}), Task(other, {"a": other}), Task(one, {"b": one}), Task(one, {"a": one})]
-    given, _ = over_tasks(lambda task: task.support.double().sum(), tasks, "vmap")
+    calls = []
+
+    def counted(task: Task) -> Tensor:
+        calls.append(task.support.dtype)
+        return task.support.double().sum()
+
+    given, _ = over_tasks(counted, tasks, "vmap")
     assert_close(given, torch.full((4,), 2.0, dtype=torch.float64))
+    assert calls == [torch.float32, torch.float64, torch.float32]
 
 
 class TestFallingBackToALoop:
@@ -106,11 +113,16 @@ class TestFallingBackToALoop:
         assert str(given.value) == str(expected.value)
 
     def test_too_little_memory_is_no_reason_to_loop(self):
-        def exhausts(task: Task) -> Tensor:
-            raise torch.OutOfMemoryError("out of memory")
+        calls = []
+
+        def exhausts_at_first(task: Task) -> Tensor:
+            calls.append(task)
+            if len(calls) == 1:
+                raise torch.OutOfMemoryError("out of memory")
+            return task.support.inputs
 
         with pytest.raises(torch.OutOfMemoryError):
-            over_tasks(exhausts, tasks_of(2))
+            over_tasks(exhausts_at_first, tasks_of(2))
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,9 @@ def predict(module: nn.Module, params: Params, inputs: Any, *, norm: Norm, suppo
         support: The support set's inputs; needed by `"support"` where the module has a batch norm.
     """
     given = None
-    if norm == "support" and has_batch_norm(module):
-        _, given = run(module, params, support)
-    outputs, seen = run(module, params, inputs, norm=norm, given=given)
-    if norm == "support" and seen and given is None:  # batch norm called as a function, not as a layer
-        _, given = run(module, params, support)
-        outputs, seen = run(module, params, inputs, norm=norm, given=given)
-    return outputs, seen
+    if norm == "support":
+        given = run(module, params, support)[1] if has_batch_norm(module) else {}
+    return run(module, params, inputs, norm=norm, given=given)
 
 
 def exact() -> TorchFunctionMode:
@@ -210,7 +206,10 @@ class _ExactLayers(TorchFunctionMode):
             call = f"{name}#{times}"
         if self.given is not None:
             if call not in self.given:
-                raise ValueError(f"Batch norm {call!r} ran on the queries but not on the support set.")
+                raise ValueError(
+                    f"Batch norm {call!r} has no support statistics for the queries: it did not run on the support "
+                    "set, or is a function rather than an nn.BatchNorm layer. Use norm='batch' or norm='running'."
+                )
             statistics = self.given[call]
         elif self.norm == "running" and not training and running_mean is not None and running_var is not None:
             statistics = Statistics(running_mean, running_var)

@@ -1,0 +1,116 @@
+"""What the tests compare with, written independently of the library.
+
+A meta-gradient here is a plain loop over tasks and steps: `torch.autograd.grad(create_graph=True)` through the
+module's own native layers, which are exact without `vmap`. Finite differences need no second derivative at all.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations
+from torch.utils import _pytree as pytree
+
+from headstart import Task
+
+Update = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
+
+
+def call(model: nn.Module, params: Mapping[str, Tensor], inputs: Any) -> Any:
+    """The module as PyTorch runs it, with the attention kernel that has a second derivative."""
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional_call(model, dict(params), args, kwargs)
+
+
+def native(model: nn.Module) -> nn.Module:
+    """`model`, changed in place where PyTorch 2.13 itself has no right second derivative, with the same values.
+
+    - Batch norm with a shift and no scale raises ("Expected a proper Tensor but got None"): a constant scale of one.
+    - Weight norm is wrong by some percent (`gradgradcheck` of `torch._weight_norm` fails): its formula.
+    - Embedding bags have none: the mean of embeddings, written out.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is None and layer.bias is not None:
+            layer.weight = nn.Parameter(torch.ones_like(layer.bias), requires_grad=False)
+        elif isinstance(layer, parametrizations._WeightNorm):
+            dims = [1] if layer.dim == 0 else None
+            layer.forward = lambda g, v, dims=dims: g * v / v.square().sum(dims, keepdim=dims is not None).sqrt()
+        elif isinstance(layer, nn.EmbeddingBag):
+            layer.forward = lambda words, layer=layer: layer.weight[words].mean(1)
+    return model
+
+
+def gradient_descent(lr: float) -> Update:
+    return lambda params, grads, state: {n: p - lr * grads[n] for n, p in params.items()}
+
+
+def task_loss(
+    model: nn.Module, criterion: Callable, task: Task, update: Update, steps: int, first_order: bool
+) -> Tensor:
+    """Query loss of one task after `steps` updates, differentiable through them unless `first_order`."""
+    params, state = dict(model.named_parameters()), {}
+    trained = {n: p for n, p in params.items() if p.requires_grad}
+    for _ in range(steps):
+        loss = criterion(call(model, params | trained, task.support.inputs), task.support.targets)
+        grads = torch.autograd.grad(
+            loss, list(trained.values()), create_graph=not first_order, allow_unused=True, materialize_grads=True
+        )
+        trained = update(trained, dict(zip(trained, grads, strict=True)), state)
+    return criterion(call(model, params | trained, task.query.inputs), task.query.targets)
+
+
+def meta_loss(
+    model: nn.Module, criterion: Callable, tasks: Task, update: Update, steps: int, first_order: bool = False
+) -> Tensor:
+    """Mean query loss of a meta-batch, one task at a time."""
+    losses = [task_loss(model, criterion, task, update, steps, first_order) for task in unstack(tasks)]
+    return torch.stack(losses).mean()
+
+
+def meta_gradient(loss: Tensor, module: nn.Module) -> Tensor:
+    """The gradient as one vector, zero where a parameter has none."""
+    return flat(torch.autograd.grad(loss, trained(module), allow_unused=True, materialize_grads=True))
+
+
+def trained(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def directional_derivatives(
+    fn: Callable[[], Tensor], params: list[Tensor], directions: Tensor, step: float = 1e-7
+) -> Tensor:
+    """Central differences of `fn()` as `params` move along each row of `directions`, in place."""
+    start = flat(params).detach()
+
+    def at(vector: Tensor) -> float:
+        nn.utils.vector_to_parameters(vector, params)
+        return fn().item()
+
+    slopes = [(at(start + step * d) - at(start - step * d)) / (2 * step) for d in directions]
+    nn.utils.vector_to_parameters(start, params)
+    return torch.tensor(slopes, dtype=start.dtype)
+
+
+def unstack(tasks: Task) -> list[Task]:
+    count = len(pytree.tree_leaves(tasks)[0])
+    return [pytree.tree_map(lambda leaf, i=i: leaf[i], tasks) for i in range(count)]
+
+
+def flat(tensors: Any) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in pytree.tree_leaves(tensors)])
+
+
+def error(given: Tensor, expected: Tensor) -> float:
+    """Relative error of a whole vector in norm."""
+    return ((given.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def cast(tree: Any, dtype: torch.dtype) -> Any:
+    """`tree` with its floating-point tensors in `dtype`."""
+    return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
