@@ -4,6 +4,7 @@ A meta-gradient here is a plain loop over tasks and steps: `torch.autograd.grad(
 module's own native layers, which are exact without `vmap`. Finite differences need no second derivative at all.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
-from headstart import Task
+from headstart import Batch, Task
 
 Update = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
 
@@ -26,6 +27,21 @@ def call(model: nn.Module, params: Mapping[str, Tensor], inputs: Any) -> Any:
     )
     with sdpa_kernel(SDPBackend.MATH):
         return functional_call(model, dict(params), args, kwargs)
+
+
+def evaluated(model: nn.Module, params: Mapping[str, Tensor], support: Any, inputs: Any) -> Any:
+    """Evaluation mode with running buffers set by hand to the support set's statistics at `params`."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(params, strict=False)
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    noted = {}
+    for layer in norms:
+        layer.register_forward_pre_hook(lambda layer, args: noted.update({layer: args[0].detach()}))
+    call(model.train(), {}, support)
+    for layer, x in noted.items():
+        dims = [d for d in range(x.dim()) if d != 1]
+        layer.running_mean, layer.running_var = x.mean(dims), x.var(dims, correction=0)
+    return call(model.eval(), {}, inputs)
 
 
 def native(model: nn.Module) -> nn.Module:
@@ -50,19 +66,27 @@ def gradient_descent(lr: float) -> Update:
     return lambda params, grads, state: {n: p - lr * grads[n] for n, p in params.items()}
 
 
-def task_loss(
-    model: nn.Module, criterion: Callable, task: Task, update: Update, steps: int, first_order: bool
-) -> Tensor:
-    """Query loss of one task after `steps` updates, differentiable through them unless `first_order`."""
+def adapted(
+    model: nn.Module, criterion: Callable, support: Batch, update: Update, steps: int, first_order: bool = False
+) -> dict[str, Tensor]:
+    """All parameters after `steps` updates of the trained ones, differentiable through them unless `first_order`."""
     params, state = dict(model.named_parameters()), {}
-    trained = {n: p for n, p in params.items() if p.requires_grad}
+    moving = {n: p for n, p in params.items() if p.requires_grad}
     for _ in range(steps):
-        loss = criterion(call(model, params | trained, task.support.inputs), task.support.targets)
+        loss = criterion(call(model, params | moving, support.inputs), support.targets)
         grads = torch.autograd.grad(
-            loss, list(trained.values()), create_graph=not first_order, allow_unused=True, materialize_grads=True
+            loss, list(moving.values()), create_graph=not first_order, allow_unused=True, materialize_grads=True
         )
-        trained = update(trained, dict(zip(trained, grads, strict=True)), state)
-    return criterion(call(model, params | trained, task.query.inputs), task.query.targets)
+        moving = update(moving, dict(zip(moving, grads, strict=True)), state)
+    return params | moving
+
+
+def task_loss(
+    model: nn.Module, criterion: Callable, task: Task, update: Update, steps: int, first_order: bool = False
+) -> Tensor:
+    """Query loss of one task after adaptation."""
+    params = adapted(model, criterion, task.support, update, steps, first_order)
+    return criterion(call(model, params, task.query.inputs), task.query.targets)
 
 
 def meta_loss(

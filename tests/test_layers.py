@@ -60,6 +60,10 @@ CALLS = {
         [(2, 4, 3)] * 3,
     ),
 }
+RENORMED = {
+    "embedding": lambda w: F.embedding(WORDS, w, max_norm=0.7, norm_type=1.0),
+    "embedding_bag": lambda w: F.embedding_bag(WORDS, w, max_norm=0.7),
+}
 PADDED = {
     "embedding": lambda w: F.embedding(WORDS, w, padding_idx=-5),
     "torch.embedding": lambda w: torch.embedding(w, WORDS, 0),
@@ -111,6 +115,20 @@ def test_padding_has_the_native_gradient(name):
         given = PADDED[name](weight)
     assert_close(given, expected)
     assert_close(*(torch.autograd.grad(outputs.square().sum(), weight) for outputs in (given, expected)))
+
+
+@pytest.mark.parametrize("name", RENORMED)
+def test_embeddings_of_bounded_norm_do_not_write_into_their_parameter(name):
+    weight = randn(5, 3)
+    before = weight.clone()
+    native, own = weight.clone().requires_grad_(), weight.requires_grad_()
+    expected = RENORMED[name](native)
+    with exact():
+        given = RENORMED[name](own)
+    assert_close(given, expected)
+    assert_close(*(torch.autograd.grad(o.square().sum(), w)[0] for o, w in ((given, own), (expected, native))))
+    assert torch.equal(weight, before)
+    assert not torch.equal(native, before)
 
 
 def test_every_operator_behind_a_substituted_function_is_substituted_too():

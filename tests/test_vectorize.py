@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -31,9 +32,16 @@ EXPECTED = stack([summed(task) for task in unstack(tasks_of(5))])
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 4, 5, 7])
 @pytest.mark.parametrize("how", ["auto", "vmap"])
 def test_chunks_of_any_size_give_the_same(how, chunk_size):
-    given, again = over_tasks(summed, tasks_of(5), how, chunk_size)
+    calls = []
+
+    def counted(task: Task) -> dict[str, Tensor]:
+        calls.append(task)
+        return summed(task)
+
+    given, again = over_tasks(counted, tasks_of(5), how, chunk_size)
     assert_close(given, EXPECTED)
     assert again == how
+    assert len(calls) == math.ceil(5 / (chunk_size or 5))
 
 
 def test_a_loop_gives_the_same():
@@ -90,7 +98,20 @@ class TestFallingBackToALoop:
         assert record.message.startswith(
             "This module cannot be vectorised over tasks; looping over them instead (vmap: "
         )
-        assert "\n" not in record.message
+
+    def test_of_a_long_reason_the_first_line_is_said(self, caplog):
+        attempts = iter([RuntimeError("\nthe reason\nand what else PyTorch has to say")])
+
+        def fails_at_first(task: Task) -> Tensor:
+            for attempt in attempts:
+                raise attempt
+            return task.support.inputs
+
+        with caplog.at_level(logging.WARNING, logger="headstart"):
+            over_tasks(fails_at_first, tasks_of(2))
+        assert caplog.messages == [
+            "This module cannot be vectorised over tasks; looping over them instead (the reason)."
+        ]
 
     def test_what_works_today_may_fail_tomorrow(self):
         """A first call that vectorises (in evaluation mode, say) does not forbid the loop later."""

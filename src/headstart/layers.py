@@ -319,10 +319,19 @@ def _embedding(
 ) -> Tensor:
     if scale_grad_by_freq:
         raise NotImplementedError("Embedding with scale_grad_by_freq has wrong second derivatives: set it False.")
-    rows = F.embedding(indices, weight, max_norm=max_norm, norm_type=norm_type)
+    rows = _rows(indices, weight, max_norm, norm_type)
     if padding_idx is None:
         return rows
     return torch.where((indices == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
+
+
+def _rows(indices: Tensor, weight: Tensor, max_norm: float | None, norm_type: float) -> Tensor:
+    """Rows of `weight`, cut to `max_norm` with the native gradient, but not in place: it may be a meta-parameter."""
+    rows = F.embedding(indices, weight)
+    if max_norm is None:
+        return rows
+    cut = (max_norm / (rows.norm(norm_type, dim=-1, keepdim=True) + 1e-7)).clamp(max=1)
+    return rows + (rows * cut - rows).detach()
 
 
 def _embedding_bag(
@@ -352,7 +361,7 @@ def _embedding_bag(
     if padding_idx is not None:
         kept = (indices != padding_idx % len(weight)).to(weight.dtype)
     scale = kept if per_sample_weights is None else kept * per_sample_weights.flatten()
-    rows = F.embedding(indices, weight, max_norm=max_norm, norm_type=norm_type) * scale.unsqueeze(-1)
+    rows = _rows(indices, weight, max_norm, norm_type) * scale.unsqueeze(-1)
     total = rows.new_zeros(bags, rows.shape[-1]).index_add(0, bag, rows)
     count = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
     return total if mode == "sum" else total / count.unsqueeze(-1)

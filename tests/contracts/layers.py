@@ -94,6 +94,9 @@ VMAP: dict[str, Callable[[], nn.Module]] = {
     "torch.instance_norm": sequence(
         lambda x, p: torch.instance_norm(x, p[0, :5], p[1, :5], None, None, True, 0.1, 1e-5, False)
     ),
+    "aten.instance_norm": sequence(
+        lambda x, p: torch.ops.aten.instance_norm(x, p[0, :5], p[1, :5], None, None, True, 0.1, 1e-5, False)
+    ),
     "GroupNorm": on(image, lambda: nn.GroupNorm(3, FEATURES)),
     "RMSNorm": on(plain, lambda: nn.RMSNorm(FEATURES)),
     "LocalResponseNorm": image(lambda x, _: F.local_response_norm(x, 2)),
@@ -205,6 +208,9 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
     "hardsigmoid": plain(lambda x, p: F.hardsigmoid(x)),
     "EmbeddingBag of maxima": plain(
         lambda x, layer: layer(to_tokens(x)) * x, lambda: nn.EmbeddingBag(5, FEATURES, mode="max")
+    ),
+    "native_batch_norm": plain(
+        lambda x, p: torch.native_batch_norm(x, p[0], p[1], None, None, True, 0.1, 1e-5)[0],
     ),
     "native_layer_norm": plain(lambda x, p: torch.native_layer_norm(x, [FEATURES], p[0], p[1], 1e-5)[0]),
     "Embedding scaled by frequency": plain(

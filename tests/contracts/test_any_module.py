@@ -8,6 +8,7 @@ import collections
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from contracts.layers import FEATURES, LOOP, LOSSES, REFUSED, VMAP
 from contracts.modules import CASES, WAYS
 from reference import (
+    adapted,
     cast,
     directional_derivatives,
     error,
+    evaluated,
     gradient_descent,
     meta_gradient,
     meta_loss,
@@ -66,6 +69,13 @@ def reference_gradient(name: str, first_order: bool = False) -> Tensor:
     return meta_gradient(reference_loss(name, model, tasks_for(name), first_order), model)
 
 
+def outputs_of(module: nn.Module, inputs: Any) -> Tensor:
+    """The module called as its user would."""
+    if isinstance(inputs, dict):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
 def half_precision() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
 
@@ -92,6 +102,26 @@ def test_equals_finite_differences(name):
         lambda: reference_loss(name, model, tasks, first_order=True), trained(model), directions
     )
     assert error(directions @ gradient, slopes) < 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if F.batch_norm in case.substitutes])
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_support_statistics_equal_finite_differences_of_native_evaluation(name, how):
+    learner, model = learner_for(name, how, norm="support"), native(model_for(name))
+    tasks, update = tasks_for(name), gradient_descent(CASES[name].lr)
+
+    def loss() -> Tensor:
+        losses = []
+        for support, query in unstack(tasks):
+            params = adapted(model, F.cross_entropy, support, update, STEPS, first_order=True)
+            losses.append(F.cross_entropy(evaluated(model, params, support.inputs, query.inputs), query.targets))
+        return torch.stack(losses).mean()
+
+    given = learner(tasks)
+    assert_close(given, loss())
+    gradient = meta_gradient(given, learner)
+    directions = torch.randn(2, len(gradient), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert error(directions @ gradient, directional_derivatives(loss, trained(model), directions)) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -140,11 +170,10 @@ def test_a_module_in_bfloat16(name, inner):
     assert gradient.dtype == torch.bfloat16
     assert gradient.isfinite().all()
     task = unstack(tasks)[0]
-    adapted = learner.adapt(task.support)
+    module = learner.adapt(task.support)
     names = learner.adapted_names
-    assert max((adapted.get_parameter(n) - learner.model.get_parameter(n)).abs().max() for n in names) > 1e-3
-    expected = learner.predict(tasks)[0, -1]
-    assert error(cast(layers.run(adapted, {}, task.query.inputs, norm="running")[0], torch.float32), expected) < 0.1
+    assert max((module.get_parameter(n) - learner.model.get_parameter(n)).abs().max() for n in names) > 1e-3
+    assert error(outputs_of(module, task.query.inputs), learner.predict(tasks)[0, -1]) < 0.1
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -203,16 +232,10 @@ def test_the_adapted_module_predicts_as_the_learner_does(name, norm):
     predictions = learner.predict(tasks, steps=4, norm=norm)
     assert predictions.shape[:3] == (TASKS, 5, CASES[name].examples)
     for task, predicted in zip(unstack(tasks), predictions, strict=True):
-        adapted = learner.adapt(task.support, steps=4, norm=norm)
-        assert type(adapted) is type(learner.model)
-        assert not any(module.training for module in adapted.modules())
-        inputs = task.query.inputs
-        outputs = (
-            adapted(**inputs)
-            if isinstance(inputs, dict)
-            else adapted(*inputs if isinstance(inputs, tuple) else [inputs])
-        )
-        assert_close(outputs, predicted[-1], rtol=0, atol=1e-10)
+        module = learner.adapt(task.support, steps=4, norm=norm)
+        assert type(module) is type(learner.model)
+        assert not any(part.training for part in module.modules())
+        assert_close(outputs_of(module, task.query.inputs), predicted[-1], rtol=0, atol=1e-10)
     assert all(torch.equal(value, before[key]) for key, value in learner.state_dict().items())
 
 
@@ -304,14 +327,33 @@ def test_layers_without_second_derivatives_raise(name):
         MAML(model, F.mse_loss)(tasks).backward()
 
 
+class Words(nn.Module):
+    """Words looked up by a given function, the fourth of them padding."""
+
+    def __init__(self, lookup: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.lookup, self.table = lookup, nn.Embedding(5, 4)
+        self.head = nn.Linear(4, WAYS)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.lookup(words, self.table.weight).tanh().mean(1))
+
+
+LOOKUPS = {
+    "F.embedding": lambda words, table: F.embedding(words, table, padding_idx=-2),
+    "torch.embedding": lambda words, table: torch.embedding(table, words, 3),
+    "aten.embedding": lambda words, table: torch.ops.aten.embedding(table, words, 3),
+}
+
+
 @pytest.mark.parametrize("how", ["vmap", "loop"])
-@pytest.mark.parametrize("padding_idx", [1, -2])
-def test_a_padding_row_is_not_learned_in_any_task(padding_idx, how):
+@pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS)
+def test_a_padding_row_is_not_learned_in_any_task(lookup, how):
     """Its gradient is zero by definition, not by calculus: the plain loop is the reference, differences are not."""
 
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Embedding(5, 4, padding_idx), nn.Tanh(), nn.Flatten(), nn.Linear(16, WAYS)).double()
+        return Words(lookup).double()
 
     words = torch.randint(0, 5, (2, TASKS, 6, 4), generator=torch.Generator().manual_seed(0))
     tasks = Task(*(Batch(w, torch.arange(6).remainder(WAYS).expand(TASKS, 6)) for w in words))
@@ -319,4 +361,4 @@ def test_a_padding_row_is_not_learned_in_any_task(padding_idx, how):
     expected = meta_gradient(meta_loss(model, F.cross_entropy, tasks, gradient_descent(0.5), STEPS), model)
     assert error(meta_gradient(learner(tasks), learner), expected) < EXACT
     learner(tasks).backward()
-    assert learner.model[0].weight.grad[padding_idx].count_nonzero() == 0
+    assert learner.model.table.weight.grad[3].count_nonzero() == 0
