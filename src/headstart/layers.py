@@ -4,8 +4,8 @@ While a module runs here, a `TorchFunctionMode` looks at each torch function it 
 in `EXACT`. Why each is there (torch 2.13; `tests/contracts/test_any_module.py` fails without them):
 
 - batch, layer and instance norm: under `vmap` the second derivatives of the native kernels are wrong by up
-  to a few percent, without an error (their batching rule holds mean and variance constant). Composed from
-  `var_mean`, subtraction and multiplication they are exact, and faster.
+  to a few percent where a scale adapts, without an error (the batching rule for the scale's gradient holds
+  mean and variance constant). Composed from `var_mean`, subtraction and multiplication they are exact, and faster.
 - weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.

@@ -58,6 +58,7 @@ def experiments() -> list[Experiment]:
             iterations=70_000, meta_batch=25, shots=shots, queries=10, steps=1, inner_lr=0.01, eval_queries=shots
         )
         joint = replace(maml, steps=0, select_step=0)
+        oracle = replace(joint, oracle=True, eval_steps=0)
         tuned = replace(joint, tune_inner_lr=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1))
         found += [
             Experiment(
@@ -72,6 +73,6 @@ def experiments() -> list[Experiment]:
                 tuned,
                 tuple(Published(step, value, table2) for step, value in published_pretrained.get(shots, ())),
             ),
-            Experiment(f"{name}-oracle", "The same network given amplitude and phase", replace(joint, oracle=True, eval_steps=0)),
+            Experiment(f"{name}-oracle", "The same network given amplitude and phase", oracle),
         ]
     return found
