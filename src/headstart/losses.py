@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.layers import exact
+from headstart.exact import Exact
 from headstart.types import Params
 
 Criterion = Callable[..., Tensor]
@@ -34,7 +34,7 @@ def criterion_with_params(criterion: Criterion) -> Callable[[Any, Any, Params], 
     wanted = takes_params(criterion)
 
     def loss(outputs: Any, targets: Any, params: Params) -> Tensor:
-        with exact():
+        with Exact():
             return criterion(outputs, targets, params=params) if wanted else criterion(outputs, targets)
 
     return loss

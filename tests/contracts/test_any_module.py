@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart import MAML, SGD, Adam, Batch, Task, layers
+from headstart import MAML, SGD, Adam, Batch, Task, exact
 from headstart.vectorize import stack
 
 STEPS, TASKS, EXAMPLES = 2, 3, 7
@@ -187,7 +187,7 @@ def test_what_is_substituted_and_what_is_looped_over(name, monkeypatch, caplog):
 
         return run
 
-    monkeypatch.setattr(layers, "EXACT", {f: recorded(f, s) for f, s in layers.EXACT.items()})
+    monkeypatch.setattr(exact, "EXACT", {f: recorded(f, s) for f, s in exact.EXACT.items()})
     learner, tasks = learner_for(name), tasks_for(name)
     random_state = torch.get_rng_state()
     with caplog.at_level(logging.WARNING, logger="headstart"):
@@ -220,7 +220,7 @@ def test_the_battery_fails_without_the_substitutions(name, monkeypatch):
     learner, tasks = MAML(model, F.cross_entropy, steps=STEPS, inner=SGD(CASES[name].lr), norm="batch"), tasks_for(name)
     assert error(meta_gradient(learner(tasks), learner), reference_gradient(name)) < EXACT
     attention = F.multi_head_attention_forward  # without it the kernel raises
-    monkeypatch.setattr(layers, "EXACT", {attention: layers.EXACT[attention]})
+    monkeypatch.setattr(exact, "EXACT", {attention: exact.EXACT[attention]})
     assert error(meta_gradient(learner(tasks), learner), reference_gradient(name)) > 1e-5
 
 

@@ -76,7 +76,7 @@ def summary(step: int, values: Tensor) -> StepResult:
     """Mean, 95 % confidence interval of the mean (1.96 deviations / sqrt(tasks)) and median, where finite.
 
     >>> summary(1, torch.tensor([1.0, 3.0, math.inf]))
-    StepResult(step=1, mean=2.0, ci95=1.386, median=2.0, diverged=1)
+    StepResult(step=1, mean=2.0, ci95=1.38593, median=2.0, diverged=1)
     """
     finite = values[values.isfinite()]
     diverged = len(values) - len(finite)

@@ -1,0 +1,257 @@
+"""Layers whose derivatives PyTorch gets wrong inside an inner loop, composed so that they are exact.
+
+`Exact` is a `TorchFunctionMode`: while it is active it looks at each torch function that is called and
+substitutes the few in `EXACT`. Why each is there (torch 2.13; `tests/contracts/test_any_module.py` fails
+without them):
+
+- batch, layer and instance norm: where their scale adapts, the second derivatives of the native kernels are
+  wrong under `vmap` by up to a few percent, without an error (their batching rule holds mean and variance
+  constant). Composed from `var_mean`, subtraction and multiplication they are exact, and faster.
+- weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
+- embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
+- embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
+
+Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+
+class Statistics(NamedTuple):
+    """What one batch-norm call normalised with, each `[channels]`.
+
+    The running buffers average the unbiased variance, as PyTorch's do; normalising uses the biased one.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    unbiased: Tensor
+
+
+def batch_statistics(
+    x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, training: bool = True
+) -> Statistics:
+    """The statistics of the batch at hand.
+
+    Args:
+        x: `[examples, channels, ...]`.
+        running_mean: Not used; another source of statistics may. Likewise `running_var` and `training`.
+
+    Raises:
+        ValueError: There is one value per channel only.
+    """
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        raise ValueError(
+            f"Batch statistics need more than one value per channel, got input of shape {tuple(x.shape)}: "
+            "give more examples per task, or use norm='running'."
+        )
+    variance, mean = torch.var_mean(_wide(x), [0, *range(2, x.dim())], correction=0)
+    return Statistics(mean, variance, variance.detach() * (count / (count - 1)))
+
+
+class Exact(TorchFunctionMode):
+    """A context in which what `EXACT` names is computed exactly.
+
+    Args:
+        statistics: Where batch norm takes its statistics from, called with the input, the running mean and
+            variance that the layer passes, and whether the layer is in training mode.
+    """
+
+    def __init__(
+        self, statistics: Callable[[Tensor, Tensor | None, Tensor | None, bool], Statistics] = batch_statistics
+    ):
+        super().__init__()
+        self.statistics = statistics
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call `func`, or its substitute."""
+        substitute = EXACT.get(func.overloadpacket if isinstance(func, OpOverload) else func)
+        if substitute is None:
+            return func(*args, **(kwargs or {}))
+        return substitute(self, *args, **(kwargs or {}))
+
+
+def _batch_norm(
+    mode: Exact,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    mean, variance, _ = mode.statistics(x, running_mean, running_var, training)
+    normalized = (_wide(x) - mean.reshape(shape)) * (variance + eps).rsqrt().reshape(shape)
+    return _affine(normalized, _shaped(weight, shape), _shaped(bias, shape)).to(x.dtype)
+
+
+def _layer_norm(
+    mode: Exact,
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _affine(_standardized(x, list(range(-len(normalized_shape), 0)), eps), weight, bias).to(x.dtype)
+
+
+def _instance_norm(
+    mode: Exact,
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    normalized = _standardized(x, list(range(2, x.dim())), eps)
+    return _affine(normalized, _shaped(weight, shape), _shaped(bias, shape)).to(x.dtype)
+
+
+def _standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    wide = _wide(x)
+    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+    return (wide - mean) * (variance + eps).rsqrt()
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _shaped(tensor: Tensor | None, shape: list[int]) -> Tensor | None:
+    return None if tensor is None else tensor.reshape(shape)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in at least single precision, in which the native kernels, too, compute their statistics."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _with_math_attention(func: Callable) -> Callable:
+    def attention(mode: Exact, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return func(*args, **kwargs)
+
+    return attention
+
+
+def _weight_norm(mode: Exact, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    norm = v.norm() if dim == -1 else v.movedim(dim, 0).reshape(v.shape[dim], -1).norm(dim=1)  # -1 means: of all
+    return v * (g / norm.reshape(g.shape))
+
+
+def _embedding(
+    mode: Exact,
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if scale_grad_by_freq:
+        raise NotImplementedError("Embedding with scale_grad_by_freq has wrong second derivatives: set it False.")
+    rows = _rows(indices, weight, max_norm, norm_type)
+    if padding_idx is None:
+        return rows
+    return torch.where((indices == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
+
+
+def _rows(indices: Tensor, weight: Tensor, max_norm: float | None, norm_type: float) -> Tensor:
+    """Rows of `weight`, cut to `max_norm` with the native gradient, but not in place: it may be a meta-parameter."""
+    rows = F.embedding(indices, weight)
+    if max_norm is None:
+        return rows
+    cut = (max_norm / (rows.norm(norm_type, dim=-1, keepdim=True) + 1e-7)).clamp(max=1)
+    return rows + (rows * cut - rows).detach()
+
+
+def _embedding_bag(
+    _: Exact,
+    /,
+    indices: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    if mode == "max" or scale_grad_by_freq:
+        raise NotImplementedError("Embedding bags with mode='max' or scale_grad_by_freq have no second derivative.")
+    if offsets is None:
+        bags = len(indices)
+        bag = torch.arange(bags, device=indices.device).repeat_interleave(indices.shape[1])
+    else:
+        bags = len(offsets) - include_last_offset
+        bag = torch.searchsorted(offsets[:bags], torch.arange(len(indices), device=indices.device), right=True) - 1
+    indices, kept = indices.flatten(), weight.new_ones(bag.shape)
+    if padding_idx is not None:
+        kept = (indices != padding_idx % len(weight)).to(weight.dtype)
+    scale = kept if per_sample_weights is None else kept * per_sample_weights.flatten()
+    rows = _rows(indices, weight, max_norm, norm_type) * scale.unsqueeze(-1)
+    total = rows.new_zeros(bags, rows.shape[-1]).index_add(0, bag, rows)
+    count = kept.new_zeros(bags).index_add(0, bag, kept).clamp(min=1)
+    return total if mode == "sum" else total / count.unsqueeze(-1)
+
+
+def _refused(name: str) -> Callable:
+    def refuse(mode: Exact, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{name} has wrong second derivatives under vmap; call the torch.nn.functional form, which is replaced by "
+            "an exact one inside the inner loop."
+        )
+
+    return refuse
+
+
+EXACT: dict[Callable, Callable] = {
+    F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.instance_norm: _instance_norm,
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
+    # The native functions behind them order their arguments differently.
+    torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
+        mode, x, rm, rv, w, b, training, momentum, eps
+    ),
+    torch.layer_norm: lambda mode, x, shape, w=None, b=None, eps=1e-5, cudnn=True: _layer_norm(
+        mode, x, shape, w, b, eps
+    ),
+    torch.instance_norm: lambda mode, x, w, b, rm, rv, use_input, momentum, eps, cudnn: _instance_norm(
+        mode, x, rm, rv, w, b, use_input, momentum, eps
+    ),
+    torch.embedding: lambda mode, w, indices, padding_idx=-1, scale=False, sparse=False: _embedding(
+        mode, indices, w, padding_idx if padding_idx >= 0 else None, scale_grad_by_freq=scale
+    ),
+    torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+    **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
+}
+"""What is substituted, by the function called."""
+
+# An exported module calls the operators themselves.
+EXACT |= {getattr(torch.ops.aten, f.__name__): exact for f, exact in EXACT.items() if f.__module__ != F.__name__}

@@ -1,0 +1,141 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import error, flat
+from torch import Tensor
+from torch.testing import assert_close
+
+from headstart.exact import EXACT, Exact
+
+rand = torch.Generator().manual_seed(0)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=rand).to(dtype)
+
+
+WORDS = torch.tensor([[0, 1, 2], [2, 2, 4], [0, 0, 0], [3, 1, 0]])
+BAG = {"offsets": torch.tensor([0, 2, 2, 5, 12])}
+
+# The native call, as one function of the tensors it is differentiable in.
+CALLS = {
+    "batch_norm": (lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [(6, 3), (3,), (3,)]),
+    "batch_norm of images": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True, eps=0.1),
+        [(4, 3, 2, 2), (3,), (3,)],
+    ),
+    "batch_norm without affine": (lambda x: F.batch_norm(x, None, None, training=True), [(4, 3, 5)]),
+    "torch.batch_norm": (
+        lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-3, False),
+        [(6, 3), (3,), (3,)],
+    ),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, [2, 3], w, b), [(4, 2, 3), (2, 3), (2, 3)]),
+    "layer_norm without bias": (lambda x, w: F.layer_norm(x, [3], w, eps=0.1), [(4, 2, 3), (3,)]),
+    "torch.layer_norm": (lambda x, w, b: torch.layer_norm(x, [3], w, b, 0.1), [(4, 2, 3), (3,), (3,)]),
+    "instance_norm": (lambda x, w, b: F.instance_norm(x, None, None, w, b), [(2, 3, 4), (3,), (3,)]),
+    "instance_norm of images": (lambda x: F.instance_norm(x, eps=0.1), [(2, 3, 2, 2)]),
+    "torch.instance_norm": (
+        lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-3, False),
+        [(2, 3, 4), (3,), (3,)],
+    ),
+    "weight_norm": (lambda v, g: torch._weight_norm(v, g, 0), [(4, 3), (4, 1)]),
+    "weight_norm of kernels": (lambda v, g: torch._weight_norm(v, g, 1), [(4, 3, 2, 2), (1, 3, 1, 1)]),
+    "weight_norm of all": (lambda v, g: torch._weight_norm(v, g, -1), [(4, 3), ()]),
+    "embedding": (lambda w: F.embedding(WORDS, w), [(5, 3)]),
+    "torch.embedding": (lambda w: torch.embedding(w, WORDS), [(5, 3)]),
+    "embedding_bag": (lambda w: F.embedding_bag(WORDS, w), [(5, 3)]),
+    "embedding_bag of sums": (
+        lambda w, s: F.embedding_bag(WORDS, w, mode="sum", per_sample_weights=s),
+        [(5, 3), (4, 3)],
+    ),
+    "embedding_bag with offsets": (
+        lambda w: F.embedding_bag(WORDS.flatten(), w, BAG["offsets"], include_last_offset=True),
+        [(5, 3)],
+    ),
+    "scaled_dot_product_attention": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        [(2, 4, 3)] * 3,
+    ),
+}
+RENORMED = {
+    "embedding": lambda w: F.embedding(WORDS, w, max_norm=0.7, norm_type=1.0),
+    "embedding_bag": lambda w: F.embedding_bag(WORDS, w, max_norm=0.7),
+}
+PADDED = {
+    "embedding": lambda w: F.embedding(WORDS, w, padding_idx=-5),
+    "torch.embedding": lambda w: torch.embedding(w, WORDS, 0),
+    "embedding_bag": lambda w: F.embedding_bag(WORDS, w, padding_idx=0),
+    "embedding_bag of sums": lambda w: F.embedding_bag(WORDS, w, mode="sum", padding_idx=-5),
+    "embedding_bag with offsets": lambda w: F.embedding_bag(WORDS.flatten(), w, BAG["offsets"][:-1], padding_idx=0),
+}
+
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_values_and_gradients_are_the_native_ones(name, dtype):
+    fn, shapes = CALLS[name]
+    inputs = [randn(*shape, dtype=dtype).requires_grad_() for shape in shapes]
+    expected = fn(*(x.double() for x in inputs))
+    with Exact():
+        given = fn(*inputs)
+    assert given.dtype == dtype
+    assert error(given, expected) < TOLERANCES[dtype]
+    weights = randn(*expected.shape)
+    gradients = [flat(torch.autograd.grad((outputs * weights).sum(), inputs)) for outputs in (given, expected)]
+    assert error(*gradients) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "instance_norm"])
+def test_statistics_in_half_precision_are_taken_in_single(name):
+    fn, shapes = CALLS[name]
+    inputs = [randn(*shape, dtype=torch.bfloat16) for shape in shapes]
+    inputs[0] += 50  # so far from zero that the mean itself, rounded to bfloat16, would be a tenth of a deviation off
+    with Exact():
+        assert error(fn(*inputs), fn(*(x.double() for x in inputs))) < 1e-2
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_second_derivatives_are_right(name):
+    fn, shapes = CALLS[name]
+    with Exact():
+        assert torch.autograd.gradgradcheck(fn, [randn(*shape).requires_grad_() for shape in shapes])
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_has_the_native_gradient(name):
+    weight = randn(5, 3).requires_grad_()
+    expected = PADDED[name](weight)
+    with Exact():
+        given = PADDED[name](weight)
+    assert_close(given, expected)
+    assert_close(*(torch.autograd.grad(outputs.square().sum(), weight) for outputs in (given, expected)))
+
+
+@pytest.mark.parametrize("name", RENORMED)
+def test_embeddings_of_bounded_norm_do_not_write_into_their_parameter(name):
+    weight = randn(5, 3)
+    before = weight.clone()
+    native, own = weight.clone().requires_grad_(), weight.requires_grad_()
+    expected = RENORMED[name](native)
+    with Exact():
+        given = RENORMED[name](own)
+    assert_close(given, expected)
+    assert_close(*(torch.autograd.grad(o.square().sum(), w)[0] for o, w in ((given, own), (expected, native))))
+    assert torch.equal(weight, before)
+    assert not torch.equal(native, before)
+
+
+def test_every_operator_behind_a_substituted_function_is_substituted_too():
+    names = {function.__name__ for function in EXACT if function.__module__ == "torch"}
+    operators = {
+        str(function).removeprefix("aten.") for function in EXACT if isinstance(function, torch._ops.OpOverloadPacket)
+    }
+    assert names | {"scaled_dot_product_attention"} == operators
+    x, weight = randn(6, 3), randn(3)
+    with Exact():
+        torch.ops.aten.layer_norm(x, [3], weight)
+        with pytest.raises(NotImplementedError, match="native_layer_norm has wrong second derivatives"):
+            torch.ops.aten.native_layer_norm.default(x, [3], weight, None, 1e-5)
