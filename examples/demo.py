@@ -26,7 +26,7 @@ def characters() -> str:
     """The name of the character recipe that can be trained here."""
     try:
         omniglot.load()
-    except DataNotFound as error:
+    except (DataNotFound, ValueError) as error:
         print(f"No Omniglot here, so the classifier learns generated characters instead.\n({error})")
         return "glyphs-5way-1shot"
     print("Omniglot found: the classifier learns real characters.")

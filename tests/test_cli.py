@@ -12,6 +12,7 @@ from PIL import Image
 from headstart.cli import main
 from headstart.tasks import glyphs
 from headstart.training.checkpoint import load_parameters
+from headstart.training.run import Run
 
 SMALL = [
     "--iterations",
@@ -79,7 +80,11 @@ def test_help_is_there(command, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["train", "sinusoid-5shot", "--iterations", "many"], ["evaluate"], ["list", "--nope"]],
+    [
+        ["train", "sinusoid-5shot", "--iterations", "many"],
+        ["train", "sinusoid-5shot", "--log-every", "0"],
+        ["evaluate"],
+    ],
 )
 def test_wrong_usage_exits_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -147,6 +152,47 @@ def test_norms_differ_and_are_named(glyph_run, capsys):
     assert len(set(means.values())) == 3
 
 
+def test_resume_before_the_first_checkpoint_begins_anew(tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = ["train", "sinusoid-5shot", "--out", str(run), *SMALL, "--log-every", "1"]
+    assert main(arguments) == 0
+    whole = [line["meta_loss"] for line in Run(run).metrics("train")]
+    (run / "checkpoints" / "last.resume.safetensors").unlink()  # as if killed before it was written
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')
+    assert main([*arguments, "--resume"]) == 0
+    assert [line["meta_loss"] for line in Run(run).metrics("train")] == whole
+
+
+def test_a_schedule_that_ends_cannot_be_lengthened(tmp_path, capsys):
+    arguments = ["train", "sinusoid-5shot", "--out", str(tmp_path / "run"), *SMALL, "--schedule", "cosine"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--iterations", "8", "--resume"]) == 2
+    assert "cannot change on --resume" in capsys.readouterr().err
+
+
+def test_columns_are_found_by_name(sinusoid_run, tmp_path, capsys):
+    predictions = []
+    for name, text in {
+        "plain": "-1,0.5\n2,1.5\n",
+        "named": "x,y\n-1,0.5\n2,1.5\n",
+        "swapped": "id, Y ,x\na,0.5,-1\nb,1.5,2\n",
+        "marked": "\ufeff-1,0.5\n2,1.5\n",
+    }.items():
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+        out = tmp_path / name
+        assert main(["adapt", str(sinusoid_run), "--support", str(tmp_path / f"{name}.csv"), "--out", str(out)]) == 0
+        capsys.readouterr()
+        assert main(["predict", str(out), str(tmp_path / "plain.csv"), "--json"]) == 0
+        predictions.append(json.loads(capsys.readouterr().out)[0]["predictions"])
+    assert predictions[0] == predictions[1] == predictions[2] == predictions[3]
+
+
+def test_a_mistyped_command_is_answered(capsys):
+    assert main(["trian"]) == 2
+    assert "Did you mean train?" in capsys.readouterr().err
+
+
 def test_two_norms_side_by_side(glyph_run, capsys):
     arguments = ["evaluate", str(glyph_run), "--num-tasks", "10", "--norm", "batch", "--beside", "support"]
     assert main([*arguments, "--json"]) == 0
@@ -187,7 +233,7 @@ def test_interruption_saves_and_resumes(tmp_path, number, code):
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    while not Run(run).metrics("train") and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(number)
@@ -258,7 +304,15 @@ def test_adapt_and_predict_rows(sinusoid_run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("x,y\n", "no rows"), ("x,y\n1,two\n", "line 2"), ("1\n", "line 1"), ("x,y\n1,inf\n", "line 2")],
+    [
+        ("x,y\n", "no rows"),
+        ("x,y\n1,two\n", "line 2"),
+        ("1\n", "line 1"),
+        ("x,y\n1,inf\n", "line 2"),
+        ("nan,1\n2,3\n", "line 1"),
+        ("x,z\n1,2\n", "no y"),
+        ("x,y\n1," + "9" * 200_000, "field larger"),
+    ],
 )
 def test_a_wrong_table_is_told(text, told, sinusoid_run, tmp_path, capsys):
     (tmp_path / "table.csv").write_text(text)

@@ -67,7 +67,7 @@ class Adapted:
             best = max(range(len(probabilities)), key=probabilities.__getitem__)
             named = dict(zip(self.classes, probabilities, strict=True))
             return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
-        inputs = torch.tensor([[row[0]] for row in _rows(file, columns=1)])
+        inputs = torch.tensor([[row[0]] for row in _rows(file, ("x",))])
         outputs = self.model(inputs)
         return {"predictions": [{"x": x, "y": y} for (x,), (y,) in zip(inputs.tolist(), outputs.tolist(), strict=True)]}
 
@@ -96,7 +96,7 @@ def adapt_run(
     if isinstance(recipe, CharacterRecipe):
         batch, classes = _image_support(support, recipe.ways)
     else:
-        rows = _rows(support, columns=2)
+        rows = _rows(support, ("x", "y"))
         batch, classes = Batch(torch.tensor([row[:1] for row in rows]), torch.tensor([row[1:] for row in rows])), ()
     model = learner.adapt(batch, steps, norm="support")
     about = {
@@ -157,29 +157,34 @@ def _image(file: Path) -> Tensor:
         raise InputError(f"{error}") from error
 
 
-def _rows(file: Path, columns: int) -> list[list[float]]:
-    """The first `columns` numbers of each line of a CSV file; a first line without numbers is its header."""
+def _rows(file: Path, names: tuple[str, ...]) -> list[list[float]]:
+    """The columns `names` of a CSV file, found by its header; without a header, its first columns."""
     try:
-        with file.open(newline="") as handle:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
             lines = [(number, line) for number, line in enumerate(csv.reader(handle), 1) if any(map(str.strip, line))]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"Cannot read {file} as CSV: {error}.") from error
-    if lines and not _is_number(lines[0][1][0]):
-        lines = lines[1:]
-    wanted = ("x", "x and y")[columns - 1]
+    columns = list(range(len(names)))
+    if lines and not any(map(_is_float, lines[0][1])):
+        header = [cell.strip().lower() for cell in lines[0][1]]
+        missing = [name for name in names if name not in header]
+        if missing:
+            raise InputError(f"{file} has columns {', '.join(header)}, but no {' and no '.join(missing)}.")
+        columns, lines = [header.index(name) for name in names], lines[1:]
     rows = []
     for number, line in lines:
-        values = line[:columns]
-        if len(values) < columns or not all(map(_is_number, values)):
-            raise InputError(f"{file}, line {number}: expected {wanted} as finite numbers, got {','.join(line)!r}.")
-        rows.append([float(value) for value in values])
+        cells = [line[column] if column < len(line) else "" for column in columns]
+        if not all(_is_float(cell) and math.isfinite(float(cell)) for cell in cells):
+            raise InputError(f"{file}, line {number}: {' and '.join(names)} must be finite numbers, got {cells}.")
+        rows.append([float(cell) for cell in cells])
     if not rows:
-        raise InputError(f"{file} holds no rows: expected {wanted}, one pair of numbers per line.")
+        raise InputError(f"{file} holds no rows: expected {' and '.join(names)}, a row for each example.")
     return rows
 
 
-def _is_number(text: str) -> bool:
+def _is_float(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        float(text)
     except ValueError:
         return False
+    return True

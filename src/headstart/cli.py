@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed at work, 2 wrong usage, 130 interrupted. Errors at 
 standard error; `--debug` shows where they came from.
 """
 
+import difflib
 import functools
 import json
 import logging
@@ -86,6 +87,10 @@ class Train(Generic[R]):
         run = Run(self.out or Path("runs") / self.recipe)
         recipe = self.settings.smoke() if self.smoke else self.settings
         config = session.config_of(self.recipe, recipe)
+        try:
+            recipe.learner()
+        except ValueError as error:  # settings that only the network can judge, such as name patterns
+            raise UsageError(str(error)) from error
         if run.exists:
             if not self.resume:
                 raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
@@ -99,6 +104,8 @@ class Train(Generic[R]):
                 )
                 return 0
             _log.info("Resuming %s at iteration %d.", run.path, trainer.iteration)
+        else:
+            run.rewind(0)  # what a run that was killed before its first checkpoint left behind
         run.start(config)
         with (
             terminal.signals() as received,
@@ -293,6 +300,10 @@ def _parsed(arguments: list[str]) -> Any:
         return _parsed_train(arguments[1:])
     if name in COMMANDS:
         return tyro.cli(COMMANDS[name], args=arguments[1:], prog=f"headstart {name}")
+    if name not in ("-h", "--help"):
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UsageError(f"There is no command {name!r}.{hint} The commands are {', '.join(COMMANDS)}.")
     shown = {**COMMANDS, "train": Train[recipes.SinusoidRecipe]}
     named = [Annotated[command, tyro.conf.subcommand(key)] for key, command in shown.items()]
     command: Any = functools.reduce(operator.or_, named)
@@ -303,6 +314,8 @@ def _parsed_train(arguments: list[str]) -> Any:
     """The train command: which settings there are depends on the recipe, so that is looked up first."""
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
+            print("usage: headstart train RECIPE [OPTIONS]   (`headstart list` shows the recipes)\n")
+            print("The options depend on the recipe; these are those of sinusoid-5shot.\n")
             arguments = ["sinusoid-5shot", "--help"]
         else:
             raise UsageError("Name a recipe first: `headstart train RECIPE ...`; `headstart list` shows them.")
@@ -333,6 +346,12 @@ def _check_same_settings(run: Run, config: dict[str, Any]) -> None:
     if before["recipe"] != now["recipe"]:
         raise UsageError(f"{run.path} holds a run of {before['recipe']}, not of {now['recipe']}: choose another --out.")
     changed = [k for k, v in now["settings"].items() if k != "iterations" and before["settings"].get(k) != v]
+    longer = before["settings"]["iterations"] != now["settings"]["iterations"]
+    if longer and now["settings"]["schedule"] != "constant":
+        raise UsageError(
+            f"The {now['settings']['schedule']} schedule of {run.path} is made for "
+            f"{before['settings']['iterations']} iterations: their number cannot change on --resume."
+        )
     if changed:
         told = ", ".join(f"{k} {before['settings'].get(k)!r} -> {now['settings'][k]!r}" for k in changed)
         raise UsageError(f"{run.path} was started with other settings ({told}): give the same ones, or another --out.")

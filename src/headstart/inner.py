@@ -6,7 +6,7 @@ in place, so an outer gradient can flow through any number of updates, and every
 
 A rate is a number, a tensor, or a mapping from parameter name to either. A scalar tensor per name is a rate
 per tensor, one of the parameter's own shape a rate per element; where such tensors require gradients, the
-rates are meta-learned.
+rates can be meta-learned; whoever passes them gives them to the outer optimiser and saves them.
 """
 
 import math

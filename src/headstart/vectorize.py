@@ -29,7 +29,8 @@ def over_tasks(
         tasks: A `Task` whose tensors have a leading tasks axis, or a sequence of single tasks, which may
             differ in their numbers of examples.
         how: `"vmap"`, `"loop"`, or `"auto"`: `vmap`, and a loop where `vmap` fails and the loop does not.
-        chunk_size: Tasks per `vmap`; None for all at once. The result does not depend on it.
+        chunk_size: Tasks per `vmap`; None for all at once. The result does not depend on it,
+            but for the random numbers that dropout draws.
 
     Returns:
         The stacked tree, in the order of the tasks, and what to pass as `how` next time: `"loop"` where

@@ -7,7 +7,7 @@ import torch
 from headstart import recipes
 from headstart.recipes import CharacterRecipe, session
 from headstart.recipes.characters import _without_convolutions
-from headstart.training.evaluate import evaluate, fixed_tasks
+from headstart.training.evaluate import TEST, VALIDATION, evaluate, fixed_tasks
 from headstart.training.files import FileError
 from headstart.training.run import Run
 
@@ -37,6 +37,11 @@ def test_settings_are_the_papers():
     )
     assert (sinusoid.iterations, sinusoid.meta_batch, sinusoid.inner_lr, sinusoid.steps) == (70_000, 25, 0.01, 1)
     assert (five.iterations, five.meta_batch, five.steps, five.eval_steps, five.queries) == (60_000, 32, 1, 3, 5)
+    assert (sinusoid.queries, sinusoid.eval_queries, sinusoid.eval_steps) == (10, 10, 10)
+    # Fact 4: one query per class at one shot, five at five; that alone moves accuracy by points.
+    assert all(e.recipe.eval_queries == e.recipe.shots for e in EXPERIMENTS.values())
+    mlp = EXPERIMENTS["omniglot-5way-1shot-mlp"].recipe
+    assert [m.out_features for m in mlp.model().modules() if isinstance(m, torch.nn.Linear)] == [256, 128, 64, 64, 5]
     assert (twenty.meta_batch, twenty.steps, twenty.eval_steps, twenty.queries) == (16, 5, 5, 1)
     # The released code's loss is `ways` times the mean: 0.4 and 0.1 there.
     assert five.inner_lr == pytest.approx(0.4 * 5)
@@ -81,7 +86,9 @@ def test_the_step_size_is_tuned_on_validation_tasks():
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, 3.0)  # far off: standing still is not best
-    tasks = list(fixed_tasks(recipe.source("val", queries=recipe.eval_queries), 30, session.VALIDATION_SEED))
+    tasks = list(
+        fixed_tasks(recipe.source("val", queries=recipe.eval_queries), 30, session.VALIDATION_SEED, VALIDATION)
+    )
     errors = [
         evaluate(replace(recipe, inner_lr=rate).learner(model), iter(tasks), recipe.metric, 5).per_step[5].mean
         for rate in rates
@@ -124,3 +131,53 @@ def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     run.start(session.config_of("sinusoid-5shot", EXPERIMENTS["sinusoid-5shot"].recipe))
     with pytest.raises(FileError, match="--checkpoint last"):
         session.trained(run)
+
+
+def trained_at_smoke_size(path, name, **changes) -> Run:
+    run, recipe = Run(path), replace(EXPERIMENTS[name].recipe.smoke(), **changes)
+    run.start(session.config_of(name, recipe))
+    session.trainer_for(recipe, run, None, "cpu").train()
+    return run
+
+
+def test_validation_tasks_are_no_test_tasks_whatever_the_seed():
+    source = EXPERIMENTS["sinusoid-5shot"].recipe.source("val")
+    validation = next(fixed_tasks(source, 5, session.VALIDATION_SEED, VALIDATION))
+    for seed in range(5):
+        assert not torch.equal(next(fixed_tasks(source, 5, seed, TEST)).support.inputs, validation.support.inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "conditions"),
+    [
+        ({"ways": 3}, {}),
+        ({"first_order": True}, {}),
+        ({"filters": 8}, {}),
+        ({"steps": 0}, {}),
+        ({}, {"queries": 5}),
+        ({}, {"norm": "support"}),
+        ({}, {"shots": 2}),
+    ],
+)
+def test_published_numbers_stand_beside_nothing_else(changes, conditions, tmp_path, monkeypatch):
+    """On glyphs given a published number, so that no data is needed."""
+    known = EXPERIMENTS["glyphs-5way-1shot"]._replace(published=EXPERIMENTS["omniglot-5way-1shot"].published)
+    monkeypatch.setattr(session, "experiments", lambda: {known.name: known})
+    run = trained_at_smoke_size(tmp_path, known.name, **changes)
+    assert bool(session.evaluate_run(run, num_tasks=2)["published"]) == (not changes)
+    if conditions:
+        assert session.evaluate_run(run, num_tasks=2, **conditions)["published"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"iterations": 0}, {"log_every": 0}, {"select_step": -1}, {"meta_lr": -1.0}, {"chunk_size": 0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(EXPERIMENTS["sinusoid-5shot"].recipe, **wrong)
+
+
+def test_a_config_of_another_program_is_refused():
+    for config in ({}, {"kind": "chess", "settings": {}}, {"kind": "sinusoid", "settings": {"nonsense": 1}}):
+        with pytest.raises(ValueError, match="no recipe can be made of it"):
+            recipes.restore(config)

@@ -9,7 +9,7 @@ from headstart import MAML, SGD, Batch, Task, TaskSource
 from headstart.tasks import Sinusoids
 from headstart.training.checkpoint import load_parameters, load_state
 from headstart.training.files import FileError
-from headstart.training.gradient import GradientUpdater
+from headstart.training.gradient import GradientUpdater, NonFiniteError
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, TrainerSettings, TrainingStoppedError, Validation
 
@@ -138,6 +138,23 @@ def test_a_nonfinite_task_stops_and_is_named(tmp_path, value, loss, told):
     kept, about = load_parameters(tmp_path / "bad" / "checkpoints", "last")
     assert about["iteration"] == 3
     assert_identical(good, kept)
+
+
+@pytest.mark.parametrize("clipping", [{}, {"clip_value": 1.0}, {"clip_norm": 1.0}])
+def test_clipping_does_not_hide_an_infinite_gradient(clipping):
+    learner = MAML(nn.Linear(1, 1), hidden_cliff, steps=0)
+    before = [p.clone() for p in learner.parameters()]
+    batch = Batch(torch.ones(2, 3, 1), torch.zeros(2, 3, 1))
+    with pytest.raises(NonFiniteError, match="task 0"):
+        GradientUpdater(learner, **clipping).update(Task(batch, batch))
+    assert_identical(before, [p.detach() for p in learner.parameters()])
+
+
+def test_losses_whose_mean_overflows_are_refused():
+    learner = MAML(nn.Linear(1, 1), lambda outputs, targets: outputs.sum() * 0 + targets.sum(), steps=0)
+    batch = Batch(torch.ones(2, 1, 1), torch.tensor([[[3.0e38]], [[3.1e38]]]))
+    with pytest.raises(NonFiniteError, match="task 1"):
+        GradientUpdater(learner).update(Task(batch, batch))
 
 
 def test_metrics_are_means_over_their_interval(tmp_path):

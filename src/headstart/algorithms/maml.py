@@ -53,7 +53,8 @@ class MAML(nn.Module):
             within a task. Parameters that do not require gradients are neither.
         norm: Where batch norm takes its statistics from; see `headstart.layers.Norm`.
         vectorize: How tasks are computed together; see `headstart.vectorize.over_tasks`.
-        chunk_size: Tasks per `vmap`; None for the whole meta-batch. Changes speed and memory only.
+        chunk_size: Tasks per `vmap`; None for the whole meta-batch. Changes speed and memory only, and which
+            random numbers dropout draws.
 
     Raises:
         ValueError: A pattern matches no parameter, nothing is left to adapt, or a setting is out of range.
@@ -77,6 +78,7 @@ class MAML(nn.Module):
         _check_choice("vectorize", vectorize, get_args(Vectorize))
         _check_steps(steps)
         self.model = model
+        self.criterion = loss if isinstance(loss, nn.Module) else None  # registered: it may have weights of its own
         self.loss = criterion_with_params(loss)
         self.inner = inner if inner is not None else SGD()
         self.steps, self.first_order, self.chunk_size = steps, first_order, chunk_size

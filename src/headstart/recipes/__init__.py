@@ -33,12 +33,18 @@ def experiment(name: str) -> Experiment:
     """
     known = experiments()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3) or list(known)
-        raise ValueError(f"There is no recipe {name!r}. Did you mean {', '.join(close)}? `headstart list` shows all.")
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"There is no recipe {name!r}.{hint} `headstart list` shows all.")
     return known[name]
 
 
 def restore(config: dict[str, Any]) -> Recipe:
     """The recipe that a run's `config.json` describes."""
     kinds = {cls.kind: cls for cls in (SinusoidRecipe, CharacterRecipe)}
-    return kinds[config["kind"]].from_config(config["settings"])
+    try:
+        return kinds[config["kind"]].from_config(config["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"This was not written by this version of Headstart: no recipe can be made of it ({error})."
+        ) from error

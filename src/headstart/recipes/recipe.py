@@ -1,5 +1,6 @@
 """What a recipe is: every setting of an experiment, and how its parts are put together."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Recipe(ABC):
     norm: Norm = "batch"
     """Where batch norm takes its statistics from: batch (transductive, as published), support or running."""
     chunk_size: int | None = None
-    """Tasks computed together; changes speed and memory only."""
+    """Tasks computed together; changes speed and memory only, and which random numbers dropout draws."""
     seed: int = 0
     """Seed of the initialisation and of the training tasks."""
     eval_steps: int = 10
@@ -80,6 +81,21 @@ class Recipe(ABC):
     """Iterations between lines of metrics."""
     tune_inner_lr: tuple[float, ...] = ()
     """Step sizes of which evaluation takes the one best on validation tasks; none: `inner_lr` as it is."""
+
+    def __post_init__(self):
+        counts = ("meta_batch", "shots", "queries", "eval_queries", "val_tasks")
+        for name in (*counts, "iterations", "validate_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("steps", "eval_steps", "select_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+        for name in ("inner_lr", "meta_lr", "clip_value", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number, 0 or more, got {value}.")
 
     kind: ClassVar[str]
     metric_name: ClassVar[Literal["accuracy", "mse"]]
@@ -156,8 +172,7 @@ class Recipe(ABC):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Recipe":
         """The recipe whose fields are `config`, as JSON gives them back."""
-        known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
         return cls(**values)
 
 
@@ -168,3 +183,21 @@ class Experiment(NamedTuple):
     summary: str
     recipe: Recipe
     published: tuple[Published, ...] = ()
+
+    def measured_alike(self, shots: int, queries: int, norm: str, protocol: str) -> bool:
+        """Whether an evaluation was made under the conditions of the published numbers.
+
+        The number of queries does not matter in regression: they sample the same curve.
+        """
+        recipe = self.recipe
+        regression = recipe.metric_name == "mse"
+        same = regression or (queries, norm) == (recipe.eval_queries, recipe.norm)
+        return same and shots == recipe.shots and protocol == "sampled"
+
+    def trained_alike(self, recipe: Recipe) -> bool:
+        """Whether a recipe, its settings perhaps overridden, is still about the published numbers' problem."""
+        own = {field.name for field in fields(recipe)} - {field.name for field in fields(Recipe)}
+        conditions = own | {"shots", "steps", "first_order", "norm"}
+        return recipe.kind == self.recipe.kind and all(
+            getattr(recipe, name) == getattr(self.recipe, name) for name in conditions
+        )

@@ -9,22 +9,22 @@ import torch
 
 from headstart.algorithms.maml import MAML
 from headstart.layers import Norm
-from headstart.recipes import experiments, restore
+from headstart.recipes import CharacterRecipe, experiments, restore
 from headstart.recipes.recipe import Published, Recipe
 from headstart.tasks import omniglot
 from headstart.training.checkpoint import load_parameters
-from headstart.training.evaluate import Evaluation, evaluate, fixed_tasks
+from headstart.training.evaluate import TEST, VALIDATION, Evaluation, evaluate, fixed_tasks
 from headstart.training.files import FileError, write_json
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, TrainerSettings, Validation
-from headstart.types import Task
+from headstart.types import Task, TaskSource
 
 Checkpoint = Literal["best", "last"]
 Protocol = Literal["sampled", "one-shot-runs"]
 """Where test tasks come from: drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
 
 VALIDATION_SEED, TEST_SEED = 1, 0
-"""Seeds of the fixed task lists. The parts differ too, where there is data to part."""
+"""Seeds of the fixed task lists: two streams, which no seed makes meet. Where there is data, its parts differ too."""
 
 
 def config_of(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def trainer_for(recipe: Recipe, run: Run, data: Path | None, device: torch.devic
     """A trainer at iteration 0, its network initialised from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     learner = recipe.learner().to(device)
-    validation_tasks = list(fixed_tasks(_validation_source(recipe, data), recipe.val_tasks, VALIDATION_SEED, device))
+    validation_tasks = list(
+        fixed_tasks(_validation_source(recipe, data), recipe.val_tasks, VALIDATION_SEED, VALIDATION, device)
+    )
 
     def validate() -> Validation:
         result = evaluate(learner, iter(validation_tasks), recipe.metric, max(recipe.steps, recipe.select_step))
@@ -79,12 +81,17 @@ def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | st
     return recipe, learner.eval(), about["iteration"]
 
 
-def with_tuned_rate(recipe: Recipe, learner: MAML, data: Path | None, steps: int) -> float:
-    """Give `learner` the inner step size best on validation tasks, where the recipe asks for it; returns it."""
+def with_tuned_rate(recipe: Recipe, learner: MAML, data: Path | None, steps: int, shots: int | None = None) -> float:
+    """Give `learner` the inner step size best on validation tasks, where the recipe asks for it; returns it.
+
+    The best is the one best after `steps` steps on `shots` examples: another number of either, another rate.
+    """
     device = next(learner.parameters()).device
     if not recipe.tune_inner_lr:
         return recipe.inner_lr
-    tasks = list(fixed_tasks(_validation_source(recipe, data), recipe.val_tasks, VALIDATION_SEED, device))
+    tasks = list(
+        fixed_tasks(_validation_source(recipe, data, shots), recipe.val_tasks, VALIDATION_SEED, VALIDATION, device)
+    )
 
     def score(rate: float) -> float:
         learner.inner = replace(recipe, inner_lr=rate).inner_optimizer()
@@ -123,13 +130,13 @@ def evaluate_run(
     queries = recipe.eval_queries if queries is None else queries
     if protocol == "one-shot-runs":
         shots, queries = 1, 1
-    rate = with_tuned_rate(recipe, learner, data, steps)
+    rate = with_tuned_rate(recipe, learner, data, steps, shots)
 
     def measured(under: Norm) -> Evaluation:
         if protocol == "one-shot-runs":
             tasks = _one_shot_runs(recipe, data, device)
         else:
-            tasks = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, device)
+            tasks = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, TEST, device)
         return evaluate(learner, tasks, recipe.metric, steps, under)
 
     evaluation = measured(norm)
@@ -148,13 +155,14 @@ def evaluate_run(
         "inner_lr": rate,
         "protocol": protocol,
         "per_step": _steps(evaluation),
-        "published": [p._asdict() for p in _published(name, shots)],
+        "published": [p._asdict() for p in _published(name, recipe, shots, queries, norm, protocol)],
     }
     _keep(run, result)
     if beside is None:
         return result
     other = _steps(measured(beside))
-    _keep(run, {**result, "norm": beside, "per_step": other})
+    published = _published(name, recipe, shots, queries, beside, protocol)
+    _keep(run, {**result, "norm": beside, "per_step": other, "published": [p._asdict() for p in published]})
     return {**result, "beside": {"norm": beside, "per_step": other}}
 
 
@@ -171,19 +179,22 @@ def _keep(run: Run, result: dict[str, Any]) -> None:
     write_json(run.path / "evaluations" / file, result)
 
 
-def _published(name: str, shots: int) -> tuple[Published, ...]:
-    """Published numbers, as long as the run is evaluated with the number of shots they are for."""
+def _published(
+    name: str, recipe: Recipe, shots: int, queries: int, norm: Norm, protocol: Protocol
+) -> tuple[Published, ...]:
+    """Published numbers, where run and evaluation are of the kind that they are for."""
     known = experiments().get(name)
-    return known.published if known is not None and known.recipe.shots == shots else ()
+    if known is None or not known.trained_alike(recipe) or not known.measured_alike(shots, queries, norm, protocol):
+        return ()
+    return known.published
 
 
-def _validation_source(recipe: Recipe, data: Path | None):
-    return recipe.source("val", data, queries=recipe.eval_queries)
+def _validation_source(recipe: Recipe, data: Path | None, shots: int | None = None) -> TaskSource:
+    return recipe.source("val", data, shots, recipe.eval_queries)
 
 
 def _one_shot_runs(recipe: Recipe, data: Path | None, device: torch.device | str) -> Iterator[Task]:
-    ways = getattr(recipe, "ways", None)
-    if ways != 20:
-        raise ValueError(f"Omniglot's one-shot runs are 20-way, this recipe is {ways}-way: evaluate a 20-way run.")
+    if not isinstance(recipe, CharacterRecipe) or recipe.ways != 20:
+        raise ValueError("Omniglot's one-shot runs are for 20-way runs of Omniglot, which this is not.")
     tasks = omniglot.one_shot_runs(data)
     yield Task(*(type(batch)(*(leaf.to(device) for leaf in batch)) for batch in tasks))

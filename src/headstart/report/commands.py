@@ -62,4 +62,4 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [f"--{flag}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return [f"--{flag}", *(str(v) for v in values)]

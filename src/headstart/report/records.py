@@ -111,13 +111,9 @@ class RunRecord:
 def by_the_papers_protocol(result: Result) -> bool:
     """Whether a published number may stand beside `result`: same shots, queries and norm as in the literature."""
     known = experiments().get(result.recipe)
-    if known is None or result.protocol != "sampled":
+    if known is None:
         return False
-    recipe = known.recipe
-    # Regression queries only sample the same curve: their number changes the noise, not what is measured.
-    queries = recipe.metric_name == "mse" or result.queries == recipe.eval_queries
-    norm = recipe.metric_name == "mse" or result.norm == recipe.norm
-    return result.shots == recipe.shots and queries and norm
+    return known.measured_alike(result.shots, result.queries, result.norm, result.protocol)
 
 
 def steps_to_show(record: RunRecord, result: Result) -> list[int]:

@@ -9,7 +9,7 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from headstart.tasks.cache import cache_folder
@@ -51,6 +51,13 @@ def locate(dataset: str, files: Mapping[str, str], data: Path | None = None) -> 
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise DataNotFound(_advice(dataset, files, f"{url}: {error}")) from error
     return [folder / name for name in files]
+
+
+def discard_downloads(paths: Iterable[Path]) -> None:
+    """Remove those of `paths` that were downloaded, so that the next attempt fetches them again."""
+    for path in paths:
+        if path.is_relative_to(cache_folder() / "downloads"):
+            path.unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, limit_s: float = _DOWNLOAD_S, limit_bytes: int = _DOWNLOAD_BYTES) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from headstart.tasks.archives import entries, locate
+from headstart.tasks.archives import discard_downloads, entries, locate
 from headstart.tasks.cache import cached, source_key
 from headstart.tasks.episodes import ClassStore
 from headstart.tasks.images import open_image, to_tensor
@@ -64,7 +64,11 @@ def load(data: Path | None = None, content: Content = OFFICIAL) -> ClassStore:
     """
     archives = locate("omniglot", _ARCHIVES, data)
     key = source_key(f"omniglot 1 {content}", archives)
-    return cached("omniglot", key, lambda: prepare(archives, content))
+    try:
+        return cached("omniglot", key, lambda: prepare(archives, content))
+    except ValueError:
+        discard_downloads(archives)
+        raise
 
 
 def prepare(archives: Sequence[Path], content: Content = OFFICIAL) -> ClassStore:

@@ -41,13 +41,18 @@ class Evaluation(NamedTuple):
     per_step: list[StepResult]
 
 
+TEST, VALIDATION = "test tasks", "evaluation tasks"
+"""What a list of tasks is drawn for: each purpose has a random stream of its own, whatever the seed."""
+
 TASKS_AT_ONCE = 50
 """Tasks drawn together. Part of the protocol: with another number the same seed gives other tasks."""
 
 
-def fixed_tasks(source: TaskSource, num_tasks: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Task]:
-    """The list of evaluation tasks that `seed` stands for, in meta-batches; the same on every device."""
-    rng = generator(seed, "evaluation tasks")
+def fixed_tasks(
+    source: TaskSource, num_tasks: int, seed: int, purpose: str = TEST, device: torch.device | str = "cpu"
+) -> Iterator[Task]:
+    """The list of tasks that `seed` and `purpose` stand for, in meta-batches; the same on every device."""
+    rng = generator(seed, purpose)
     for start in range(0, num_tasks, TASKS_AT_ONCE):
         tasks = source.sample(TASKS_AT_ONCE, rng)
         kept = min(TASKS_AT_ONCE, num_tasks - start)

@@ -34,8 +34,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise FileError(
-            f"Cannot write {path}: {reason}. What was there before is unchanged; free space or "
-            "change permissions, then resume."
+            f"Cannot write {path}: {reason}. What was there before is unchanged; free space, "
+            "change permissions or choose another folder, then try again."
         ) from error
     finally:
         if temporary is not None:

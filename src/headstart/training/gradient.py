@@ -70,15 +70,17 @@ class GradientUpdater:
         meta_loss = losses.mean()
         if not torch.isfinite(meta_loss):
             values = losses.tolist()
-            task = next(i for i, value in enumerate(values) if not math.isfinite(value))
+            # If each is finite and only their mean overflows, the largest is to blame.
+            task = next((i for i, v in enumerate(values) if not math.isfinite(v)), values.index(max(values)))
             raise NonFiniteError(f"the meta-loss of task {task} (of {len(values)}) is {values[task]}")
         meta_loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not torch.isfinite(norm):  # looked at before clipping, which would make infinity finite
+            raise NonFiniteError(f"the meta-gradient of {self._name_task(tasks)} is not finite, its loss is")
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        bound = self.clip_norm if self.clip_norm is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.parameters, bound)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(f"the meta-gradient of {self._name_task(tasks)} is not finite, its loss is")
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         self.scheduler.step()
         return {"meta_loss": float(meta_loss.detach()), "meta_gradient_norm": float(norm)}

@@ -1,5 +1,6 @@
 """The training loop, one for every learner and every domain."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from headstart.training.checkpoint import load_state, save_parameters, save_stat
 from headstart.training.gradient import NonFiniteError
 from headstart.training.run import Run
 from headstart.types import Metrics, TaskSource, Updater, generator
+
+_log = logging.getLogger(__name__)
 
 
 class Validation(NamedTuple):
@@ -95,7 +98,7 @@ class Trainer:
                 metrics = self.updater.update(tasks)
             except NonFiniteError as error:
                 raise TrainingStoppedError(
-                    f"Stopped at iteration {self.iteration + 1}: {error}. The checkpoint of an earlier iteration "
+                    f"Stopped at iteration {self.iteration + 1}: {error}. An earlier checkpoint, if there is one, "
                     "is kept. A smaller inner or meta step size, or clipping, may help."
                 ) from error
             self.iteration += 1
@@ -133,6 +136,7 @@ class Trainer:
             self.run.log(
                 {"kind": "validation", "iteration": self.iteration, "seconds": round(self.seconds, 3), **metrics}
             )
+            _log.info("Iteration %d: validation %s", self.iteration, ", ".join(f"{k} {v}" for k, v in metrics.items()))
             if score > self.best:
                 self.best = score
                 save_parameters(
