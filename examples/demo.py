@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for runs and page")
     parser.add_argument("--smoke", action="store_true", help="a few iterations only")
     options = parser.parse_args()
-    iterations = {"sinusoid-5shot": 15_000, "sinusoid-5shot-pretrained": 5_000, characters(): 500}
+    iterations = {"sinusoid-5shot": 15_000, "sinusoid-5shot-pretrained": 5_000, characters(): 800}
     for name, count in iterations.items():
         run = options.out / name
         size = ["--smoke"] if options.smoke else ["--iterations", count, "--validate-every", count // 5]

@@ -90,17 +90,20 @@ def full_table(records: Iterable[RunRecord]) -> str:
 
 
 def short_table(records: Sequence[RunRecord]) -> str:
-    """A Markdown table with one row per recipe, by the paper's protocol, after the most steps published."""
-    lines = ["| recipe | iterations | protocol | ours | published |", "| --- | ---: | --- | ---: | ---: |"]
+    """A Markdown table of each recipe by the paper's protocol: after the steps published, else after the most."""
+    lines = [
+        "| recipe | iterations | protocol | steps | ours | published |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
     for record in _one_per_recipe(records):
         result = record.main_result()
         if result is not None:
             group = _group(record, result)
-            row = group.rows[-1]
-            protocol = f"{words.protocol(record, result)}, {words.steps(row.step)}"
-            ours = f"MSE {row.ours}, median {row.median}, {row.diverged} diverged" if row.median else row.ours
-            cells = [words.trained_as(record), f"{result.iteration:,}", protocol, ours, _published(row, group)]
-            lines.append(_line(cells))
+            told = [words.trained_as(record), f"{result.iteration:,}", words.protocol(record, result)]
+            for row in [row for row in group.rows if row.published] or group.rows[-1:]:
+                ours = f"{row.ours}, median {row.median}" if row.median else row.ours
+                lines.append(_line([*told, str(row.step), ours, _published(row, group)]))
+                told = ["", "", ""]
     return "\n".join(lines) + "\n"
 
 
