@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 from headstart import Batch, Task
+from headstart.vectorize import stack
 
 Update = Callable[[dict[str, Tensor], dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
 
@@ -138,3 +139,25 @@ def error(given: Tensor, expected: Tensor) -> float:
 def cast(tree: Any, dtype: torch.dtype) -> Any:
     """`tree` with its floating-point tensors in `dtype`."""
     return pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
+
+
+def normed(dtype: torch.dtype = torch.float64, **settings) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, **settings), nn.Tanh())
+    return nn.Sequential(body, nn.Linear(4, 1)).to(dtype)
+
+
+def task_of(seed: int, shots: int = 5, queries: int = 7, dtype: torch.dtype = torch.float64) -> Task:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shots + queries, 2, generator=generator, dtype=dtype)
+    y = (x * torch.randn(2, generator=generator, dtype=dtype)).sum(-1, keepdim=True).sin()
+    return Task(Batch(x[:shots], y[:shots]), Batch(x[shots:], y[shots:]))
+
+
+def tasks_of(count: int = 3, dtype: torch.dtype = torch.float64) -> Task:
+    return cast(stack([task_of(seed) for seed in range(count)]), dtype)

@@ -14,8 +14,11 @@ from reference import (
     gradient_descent,
     meta_gradient,
     meta_loss,
-    native,
+    network,
+    normed,
     task_loss,
+    task_of,
+    tasks_of,
     trained,
     unstack,
 )
@@ -23,9 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from headstart import MAML, SGD, Adam, Batch, Momentum, Task
+from headstart import MAML, SGD, Adam, Momentum, Task
 from headstart.algorithms.maml import matching
-from headstart.models import MLP
 from headstart.vectorize import stack
 
 
@@ -60,28 +62,6 @@ OPTIMIZERS = {
 }
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 HOW = pytest.mark.parametrize("how", ["vmap", "loop"])
-
-
-def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
-
-
-def normed(dtype: torch.dtype = torch.float64, **settings) -> nn.Sequential:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, **settings), nn.Tanh())
-    return nn.Sequential(body, nn.Linear(4, 1)).to(dtype)
-
-
-def task_of(seed: int, shots: int = 5, queries: int = 7, dtype: torch.dtype = torch.float64) -> Task:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shots + queries, 2, generator=generator, dtype=dtype)
-    y = (x * torch.randn(2, generator=generator, dtype=dtype)).sum(-1, keepdim=True).sin()
-    return Task(Batch(x[:shots], y[:shots]), Batch(x[shots:], y[shots:]))
-
-
-def tasks_of(count: int = 3, dtype: torch.dtype = torch.float64) -> Task:
-    return cast(stack([task_of(seed) for seed in range(count)]), dtype)
 
 
 class TestMetaGradient:
@@ -275,95 +255,6 @@ class TestAdaptAndPredict:
         expected = meta_loss(plain, F.mse_loss, tasks, gradient_descent(0.5), 1)
         given = torch.autograd.grad(learner(tasks), [exported.get_parameter(n) for n, _ in plain.named_parameters()])
         assert error(flat(given), meta_gradient(expected, plain)) < 1e-10
-
-
-class TestNormPolicies:
-    @HOW
-    def test_a_prediction_depends_on_the_other_queries_or_not(self, how):
-        learner, tasks = MAML(normed(), F.mse_loss, inner=SGD(0.1), vectorize=how), tasks_of()
-        x, y = tasks.query
-        for norm, independent in (("support", True), ("running", True), ("batch", False)):
-            together = learner.predict(tasks, norm=norm)
-            pairs = [learner.predict(Task(tasks.support, Batch(x[:, i : i + 2], y)), norm=norm) for i in range(6)]
-            apart = torch.stack([pair[:, :, 0] for pair in pairs], dim=2)
-            assert torch.allclose(together[:, :, :6], apart, atol=1e-10) is independent
-
-    def test_running_is_pytorchs_own(self):
-        model, plain, tasks = normed(), normed(), tasks_of()
-        learner = MAML(model, F.mse_loss, inner=SGD(0.1), norm="running", vectorize="loop")
-        expected = meta_loss(plain, F.mse_loss, tasks, gradient_descent(0.1), 1)  # training mode: batch statistics
-        assert error(meta_gradient(learner(tasks), learner), meta_gradient(expected, plain)) < 1e-10
-        plain.load_state_dict(model.state_dict())
-        learner.eval(), plain.eval()  # the buffers, now that they are not at their start
-        expected = meta_loss(plain, F.mse_loss, tasks, gradient_descent(0.1), 1)
-        assert error(meta_gradient(learner(tasks), learner), meta_gradient(expected, plain)) < 1e-10
-        adapted = learner.adapt(task_of(0).support)
-        assert_close(adapted[0][1].running_mean, model[0][1].running_mean)
-
-    @HOW
-    @pytest.mark.parametrize("norm", ["batch", "support", "running"])
-    def test_buffers_move_once_per_training_batch_and_never_else(self, norm, how):
-        model = normed()
-        layer = model[0][1]
-        learner, tasks = MAML(model, F.mse_loss, inner=SGD(0.1), steps=2, norm=norm, vectorize=how), tasks_of()
-        before = copy.deepcopy(layer.state_dict())
-        learner.adapt(task_of(0).support), learner.predict(tasks), learner.eval()(tasks)
-        assert_close(layer.state_dict(), before, rtol=0, atol=0)
-        features = []
-        for task in unstack(tasks):
-            adapted = learner.adapt(task.support, norm="batch")[0][0]
-            features.append(adapted(task.support.inputs if norm == "support" else task.query.inputs).detach())
-        learner.train()(tasks)
-        mean = torch.stack([f.mean(0) for f in features]).mean(0)
-        variance = torch.stack([f.var(0) for f in features]).mean(0)
-        assert_close(layer.running_mean, 0.1 * mean)
-        assert_close(layer.running_var, 0.9 + 0.1 * variance)
-        assert layer.num_batches_tracked == 1
-
-    def test_the_papers_network_has_a_gradient_natively_only_with_a_scale(self):
-        """Why `reference.native` exists: batch norm with a shift alone has no double backward in PyTorch."""
-        model = nn.Sequential(MLP(2, 1, (4,), batch_norm=True)).double()
-        learner = MAML(model, F.mse_loss, inner=SGD(0.1), norm="batch")
-        given = meta_gradient(learner(tasks_of()), learner)
-        assert given.isfinite().all()
-        with pytest.raises(RuntimeError, match="Expected a proper Tensor but got None"):
-            meta_gradient(meta_loss(model, F.mse_loss, tasks_of(), gradient_descent(0.1), 1), model)
-        expected = meta_gradient(meta_loss(native(model), F.mse_loss, tasks_of(), gradient_descent(0.1), 1), model)
-        assert error(given, expected) < 1e-10
-
-
-class Counter(nn.Module):
-    """A module that writes a buffer while it runs."""
-
-    def __init__(self, by_data: bool):
-        super().__init__()
-        self.linear, self.by_data = nn.Linear(2, 1), by_data
-        self.register_buffer("seen", torch.zeros(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen += x.detach().sum(0) if self.by_data else 1
-        return self.linear(x)
-
-
-@pytest.mark.parametrize("by_data", [False, True])
-@pytest.mark.parametrize("how", ["auto", "loop"])
-def test_buffers_that_a_module_writes_stay_as_they_were(how, by_data):
-    model = Counter(by_data)
-    learner, tasks = MAML(model, F.mse_loss, vectorize=how), tasks_of(dtype=torch.float32)
-    expected = MAML(copy.deepcopy(model).linear, F.mse_loss)(tasks)
-    assert_close(learner(tasks), expected)
-    learner.predict(tasks)
-    assert model.seen.count_nonzero() == 0
-    assert learner.vectorize == ("loop" if by_data else how)
-
-
-def test_spectral_norm_leaves_its_vectors_alone():
-    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
-    before = copy.deepcopy(model.state_dict())
-    learner = MAML(model, F.mse_loss)
-    learner(tasks_of()).backward()
-    learner.eval()(tasks_of())
-    assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_the_learner_is_a_module_with_the_models_state():
