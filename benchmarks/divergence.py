@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart import SGD, Batch, Params, Task, trajectory
-from headstart.recipes import session
+from headstart.recipes import work
 from headstart.training.evaluate import fixed_tasks
 from headstart.training.files import write_json
 from headstart.training.run import Run
@@ -49,7 +49,7 @@ def _norm(v: Params) -> Tensor:
 
 def measure(run: Run, num_tasks: int, steps: int) -> dict[str, object]:
     """Sharpness and error per task and step, summed up."""
-    recipe, learner, iteration = session.trained(run)
+    recipe, learner, iteration = work.trained(run)
     theta = {name: p.detach() for name, p in learner.model.named_parameters()}
     rate = recipe.inner_lr
 
@@ -61,7 +61,7 @@ def measure(run: Run, num_tasks: int, steps: int) -> dict[str, object]:
         curvature = torch.stack([sharpness(learner.model, p, task.support) for p in path])
         return curvature, torch.stack([loss(p, task.query) for p in path])
 
-    tables = [torch.vmap(one)(tasks) for tasks in fixed_tasks(recipe.source("test"), num_tasks, session.TEST_SEED)]
+    tables = [torch.vmap(one)(tasks) for tasks in fixed_tasks(recipe.source("test"), num_tasks, work.TEST_SEED)]
     curvature, error = (torch.cat(column).double() for column in zip(*tables, strict=True))
     worse = ~(error[:, -1] <= 10 * error[:, 0].clamp_min(0.1))  # NaN is worse, too
     bound = 2 / rate

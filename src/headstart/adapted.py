@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from headstart.recipes import CharacterRecipe, Recipe, SinusoidRecipe, restore
 from headstart.recipes.characters import SIZE
-from headstart.recipes.session import Checkpoint, trained, with_tuned_rate
+from headstart.recipes.work import Checkpoint, trained, with_tuned_rate
 from headstart.tasks.images import read_image
 from headstart.training.files import FileError, read_json, read_tensors, write_json, write_tensors
 from headstart.training.run import Run

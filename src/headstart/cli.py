@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from headstart import adapted, recipes, terminal
 from headstart.layers import Norm
-from headstart.recipes import Recipe, session
+from headstart.recipes import Recipe, work
 from headstart.training.run import Run
 
 R = TypeVar("R", bound=Recipe)
@@ -86,7 +86,7 @@ class Train(Generic[R]):
         """Train until the end or an interruption."""
         run = Run(self.out or Path("runs") / self.recipe)
         recipe = self.settings.smoke() if self.smoke else self.settings
-        config = session.config_of(self.recipe, recipe)
+        config = work.config_of(self.recipe, recipe)
         try:
             recipe.learner()
         except ValueError as error:  # settings that only the network can judge, such as name patterns
@@ -95,7 +95,7 @@ class Train(Generic[R]):
             if not self.resume:
                 raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
             _check_same_settings(run, config)
-        trainer = session.trainer_for(recipe, run, self.data, _device(self.device))
+        trainer = work.trainer_for(recipe, run, self.data, _device(self.device))
         if run.resumable:
             trainer.resume()
             if trainer.iteration >= recipe.iterations:
@@ -138,11 +138,11 @@ class Evaluate:
     """Batch norm's statistics: batch (of the queries, as published), support, or running; the recipe's unless given."""
     beside: Norm | None = None
     """A second norm, to be measured on the same tasks and reported beside the first."""
-    checkpoint: session.Checkpoint = "best"
+    checkpoint: work.Checkpoint = "best"
     """Best on validation tasks, or the last."""
-    seed: int = session.TEST_SEED
+    seed: int = work.TEST_SEED
     """Which fixed list of test tasks."""
-    protocol: session.Protocol = "sampled"
+    protocol: work.Protocol = "sampled"
     """Tasks drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
     data: Path | None = None
     """Folder of data sets; the environment variable HEADSTART_DATA unless given."""
@@ -161,7 +161,7 @@ class Evaluate:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        result = session.evaluate_run(
+        result = work.evaluate_run(
             Run(self.run_folder),
             num_tasks=self.num_tasks,
             steps=self.steps,
@@ -191,7 +191,7 @@ class Adapt:
     """Folder for the adapted model."""
     steps: int | None = None
     """Gradient steps; as many as the recipe evaluates with unless given."""
-    checkpoint: session.Checkpoint = "best"
+    checkpoint: work.Checkpoint = "best"
     """Best on validation tasks, or the last."""
     data: Path | None = None
     """Folder of data sets, for recipes that tune their step size; HEADSTART_DATA unless given."""

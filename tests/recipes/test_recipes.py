@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from headstart import recipes
-from headstart.recipes import CharacterRecipe, session
+from headstart.recipes import CharacterRecipe, work
 from headstart.recipes.characters import _without_convolutions
 from headstart.training.evaluate import TEST, VALIDATION, evaluate, fixed_tasks
 from headstart.training.files import FileError
@@ -20,9 +20,9 @@ def test_every_recipe_trains_and_evaluates_at_smoke_size(name, tmp_path, request
     omniglot = isinstance(recipe, CharacterRecipe) and recipe.dataset == "omniglot"
     data = request.getfixturevalue("omniglot_data") if omniglot else None
     run = Run(tmp_path)
-    run.start(session.config_of(name, recipe))
-    session.trainer_for(recipe, run, data, "cpu").train()
-    result = session.evaluate_run(run, num_tasks=3, data=data)
+    run.start(work.config_of(name, recipe))
+    work.trainer_for(recipe, run, data, "cpu").train()
+    result = work.evaluate_run(run, num_tasks=3, data=data)
     assert result["recipe"] == name
     assert result["iteration"] in (2, 4)
     assert [step["step"] for step in result["per_step"]] == list(range(recipe.eval_steps + 1))
@@ -64,18 +64,18 @@ def test_batch_norms_shift_is_not_adapted(network):
 def test_published_numbers_belong_to_their_shots(tmp_path):
     run = Run(tmp_path)
     recipe = EXPERIMENTS["sinusoid-5shot"].recipe.smoke()
-    run.start(session.config_of("sinusoid-5shot", recipe))
-    session.trainer_for(recipe, run, None, "cpu").train()
-    assert [p["value"] for p in session.evaluate_run(run, num_tasks=2)["published"]] == [0.67, 0.38, 0.35]
-    assert session.evaluate_run(run, num_tasks=2, shots=10)["published"] == []
+    run.start(work.config_of("sinusoid-5shot", recipe))
+    work.trainer_for(recipe, run, None, "cpu").train()
+    assert [p["value"] for p in work.evaluate_run(run, num_tasks=2)["published"]] == [0.67, 0.38, 0.35]
+    assert work.evaluate_run(run, num_tasks=2, shots=10)["published"] == []
 
 
 def test_evaluation_repeats_itself(tmp_path):
     run = Run(tmp_path)
     recipe = EXPERIMENTS["sinusoid-5shot"].recipe.smoke()
-    run.start(session.config_of("sinusoid-5shot", recipe))
-    session.trainer_for(recipe, run, None, "cpu").train()
-    first, again, other = (session.evaluate_run(run, num_tasks=4, seed=seed) for seed in (0, 0, 1))
+    run.start(work.config_of("sinusoid-5shot", recipe))
+    work.trainer_for(recipe, run, None, "cpu").train()
+    first, again, other = (work.evaluate_run(run, num_tasks=4, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert first["tasks_digest"] != other["tasks_digest"]
 
@@ -86,15 +86,13 @@ def test_the_step_size_is_tuned_on_validation_tasks():
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     torch.nn.init.constant_(model.weight, 3.0)  # far off: standing still is not best
-    tasks = list(
-        fixed_tasks(recipe.source("val", queries=recipe.eval_queries), 30, session.VALIDATION_SEED, VALIDATION)
-    )
+    tasks = list(fixed_tasks(recipe.source("val", queries=recipe.eval_queries), 30, work.VALIDATION_SEED, VALIDATION))
     errors = [
         evaluate(replace(recipe, inner_lr=rate).learner(model), iter(tasks), recipe.metric, 5).per_step[5].mean
         for rate in rates
     ]
     learner = recipe.learner(model)
-    chosen = session.with_tuned_rate(recipe, learner, None, steps=5)
+    chosen = work.with_tuned_rate(recipe, learner, None, steps=5)
     assert errors[3] is None  # every task diverged: never chosen
     assert errors.index(min(errors[:3])) == rates.index(chosen) == 2
     assert learner.inner.lr == chosen
@@ -104,19 +102,19 @@ def test_one_shot_runs_are_twenty_way(tmp_path, omniglot_data):
     for name, told in (("omniglot-5way-1shot", "20-way"), ("omniglot-20way-1shot", None)):
         recipe = EXPERIMENTS[name].recipe.smoke()
         run = Run(tmp_path / name)
-        run.start(session.config_of(name, recipe))
-        session.trainer_for(recipe, run, omniglot_data, "cpu").train()
+        run.start(work.config_of(name, recipe))
+        work.trainer_for(recipe, run, omniglot_data, "cpu").train()
         if told:
             with pytest.raises(ValueError, match=told):
-                session.evaluate_run(run, protocol="one-shot-runs", data=omniglot_data)
+                work.evaluate_run(run, protocol="one-shot-runs", data=omniglot_data)
         else:
-            result = session.evaluate_run(run, protocol="one-shot-runs", data=omniglot_data)
+            result = work.evaluate_run(run, protocol="one-shot-runs", data=omniglot_data)
             assert (result["num_tasks"], result["shots"], result["queries"]) == (20, 1, 1)
 
 
 def test_config_restores_the_recipe():
     for e in EXPERIMENTS.values():
-        config = json.loads(json.dumps(session.config_of(e.name, e.recipe)))
+        config = json.loads(json.dumps(work.config_of(e.name, e.recipe)))
         assert recipes.restore(config) == e.recipe
         assert asdict(recipes.restore(config)) == asdict(e.recipe)
 
@@ -128,21 +126,21 @@ def test_an_unknown_recipe_is_answered_with_close_ones():
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
     run = Run(tmp_path)
-    run.start(session.config_of("sinusoid-5shot", EXPERIMENTS["sinusoid-5shot"].recipe))
+    run.start(work.config_of("sinusoid-5shot", EXPERIMENTS["sinusoid-5shot"].recipe))
     with pytest.raises(FileError, match="--checkpoint last"):
-        session.trained(run)
+        work.trained(run)
 
 
 def trained_at_smoke_size(path, name, **changes) -> Run:
     run, recipe = Run(path), replace(EXPERIMENTS[name].recipe.smoke(), **changes)
-    run.start(session.config_of(name, recipe))
-    session.trainer_for(recipe, run, None, "cpu").train()
+    run.start(work.config_of(name, recipe))
+    work.trainer_for(recipe, run, None, "cpu").train()
     return run
 
 
 def test_validation_tasks_are_no_test_tasks_whatever_the_seed():
     source = EXPERIMENTS["sinusoid-5shot"].recipe.source("val")
-    validation = next(fixed_tasks(source, 5, session.VALIDATION_SEED, VALIDATION))
+    validation = next(fixed_tasks(source, 5, work.VALIDATION_SEED, VALIDATION))
     for seed in range(5):
         assert not torch.equal(next(fixed_tasks(source, 5, seed, TEST)).support.inputs, validation.support.inputs)
 
@@ -162,11 +160,11 @@ def test_validation_tasks_are_no_test_tasks_whatever_the_seed():
 def test_published_numbers_stand_beside_nothing_else(changes, conditions, tmp_path, monkeypatch):
     """On glyphs given a published number, so that no data is needed."""
     known = EXPERIMENTS["glyphs-5way-1shot"]._replace(published=EXPERIMENTS["omniglot-5way-1shot"].published)
-    monkeypatch.setattr(session, "experiments", lambda: {known.name: known})
+    monkeypatch.setattr(work, "experiments", lambda: {known.name: known})
     run = trained_at_smoke_size(tmp_path, known.name, **changes)
-    assert bool(session.evaluate_run(run, num_tasks=2)["published"]) == (not changes)
+    assert bool(work.evaluate_run(run, num_tasks=2)["published"]) == (not changes)
     if conditions:
-        assert session.evaluate_run(run, num_tasks=2, **conditions)["published"] == []
+        assert work.evaluate_run(run, num_tasks=2, **conditions)["published"] == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headstart import cli, recipes
-from headstart.recipes import experiment, session
+from headstart.recipes import experiment, work
 from headstart.report.commands import evaluate_command, train_command
 from headstart.report.records import Result, read_records
 from headstart.training.evaluate import StepResult
@@ -15,7 +15,7 @@ from headstart.training.run import Run
 
 def record(path: Path, name: str, recipe: recipes.Recipe):
     run = Run(path)
-    run.start(json.loads(json.dumps(session.config_of(name, recipe))))
+    run.start(json.loads(json.dumps(work.config_of(name, recipe))))
     return read_records([run])[0]
 
 
@@ -29,7 +29,7 @@ def result(of: recipes.Recipe, name: str, **changed) -> Result:
         "shots": of.shots,
         "queries": of.eval_queries,
         "norm": of.norm,
-        "seed": session.TEST_SEED,
+        "seed": work.TEST_SEED,
         "protocol": "sampled",
         "inner_lr": of.inner_lr,
         "per_step": tuple(StepResult(step, 1.0, 0.1, 1.0, 0) for step in range(of.eval_steps + 1)),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.recipes import experiment, session
+from headstart.recipes import experiment, work
 from headstart.report import MissingExtraError, write_report
 from headstart.report.page import write_page
 from headstart.tasks import glyphs
@@ -28,8 +28,8 @@ NO_NUMBER = re.compile(r"\b([Nn]a[Nn]|inf|None)\b")
 def train(folder: Path, name: str, **changes) -> Run:
     run = Run(folder / name)
     recipe = replace(experiment(name).recipe.smoke(), **changes)
-    run.start(session.config_of(name, recipe))
-    session.trainer_for(recipe, run, None, "cpu").train()
+    run.start(work.config_of(name, recipe))
+    work.trainer_for(recipe, run, None, "cpu").train()
     return run
 
 
@@ -45,8 +45,8 @@ def runs(tmp_path_factory) -> list[Run]:
         train(folder, "sinusoid-10shot"),
     ]
     for run in made[:3]:
-        session.evaluate_run(run, num_tasks=20)
-    session.evaluate_run(made[2], num_tasks=20, norm="support", queries=2)
+        work.evaluate_run(run, num_tasks=20)
+    work.evaluate_run(made[2], num_tasks=20, norm="support", queries=2)
     return made
 
 
@@ -171,7 +171,7 @@ def test_a_diverging_run_is_drawn_and_called_so(tmp_path):
     run = train(tmp_path, "sinusoid-5shot", inner_lr=0.02, iterations=2, select_by="median")
     config = (run.path / "config.json").read_text().replace('"inner_lr": 0.02', '"inner_lr": 1000000.0')
     (run.path / "config.json").write_text(config)
-    session.evaluate_run(run, num_tasks=4)
+    work.evaluate_run(run, num_tasks=4)
     text = text_of(write_report([run], tmp_path / "out").read_text())
     assert "diverged" in text
     assert "4 of 4" in text
@@ -208,7 +208,7 @@ def test_two_folders_of_one_name_are_told_apart(runs, tmp_path):
 
 def test_a_run_that_has_only_begun_is_reported(tmp_path):
     run = Run(tmp_path / "sinusoid-5shot")
-    run.start(session.config_of("sinusoid-5shot", experiment("sinusoid-5shot").recipe))
+    run.start(work.config_of("sinusoid-5shot", experiment("sinusoid-5shot").recipe))
     text = write_report([run], tmp_path / "out").read_text()
     assert "nothing logged yet" in text
     assert "No examples are drawn for sinusoid-5shot" in text

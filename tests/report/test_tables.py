@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.recipes import experiments, session
+from headstart.recipes import experiments, work
 from headstart.report import tables
 from headstart.report.records import read_records
 from headstart.training.run import Run
@@ -15,7 +15,7 @@ def write_run(folder: Path, recipe: str, per_step: list[dict], published: list[d
     """A folder of results only, as `docs/results/` holds them."""
     known = experiments()[recipe].recipe
     run = Run(folder)
-    run.start(session.config_of(recipe, known))
+    run.start(work.config_of(recipe, known))
     result = {
         "recipe": recipe,
         "checkpoint": "best",

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from headstart.recipes import CharacterRecipe
-from headstart.recipes.session import trained
+from headstart.recipes.work import trained
 from headstart.report import words
 from headstart.report.commands import commands
 from headstart.report.picture import Look, Picture

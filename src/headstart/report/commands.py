@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from headstart.recipes.session import TEST_SEED
+from headstart.recipes.work import TEST_SEED
 from headstart.report.records import EVALUATED_TASKS, Result, RunRecord, changed_settings, is_smoke
 
 

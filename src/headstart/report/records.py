@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from headstart.recipes import Published, experiments
-from headstart.recipes.session import Checkpoint
+from headstart.recipes.work import Checkpoint
 from headstart.training.evaluate import StepResult
 from headstart.training.files import FileError, read_json
 from headstart.training.run import Run

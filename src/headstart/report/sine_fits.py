@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from headstart.recipes import SinusoidRecipe
-from headstart.recipes.session import trained, with_tuned_rate
+from headstart.recipes.work import trained, with_tuned_rate
 from headstart.report import words
 from headstart.report.commands import commands
 from headstart.report.picture import Look, Picture, panels
