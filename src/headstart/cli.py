@@ -161,22 +161,27 @@ class Evaluate:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        result = work.evaluate_run(
+        result = self._measured(self.norm)
+        if self.beside is not None:
+            other = self._measured(self.beside)
+            result["beside"] = {"norm": other["norm"], "per_step": other["per_step"]}
+        print(json.dumps(result, allow_nan=False) if self.json else terminal.evaluation_text(result))
+        return 0
+
+    def _measured(self, norm: Norm | None) -> dict[str, Any]:
+        return work.evaluate_run(
             Run(self.run_folder),
             num_tasks=self.num_tasks,
             steps=self.steps,
             shots=self.shots,
             queries=self.queries,
-            norm=self.norm,
-            beside=self.beside,
+            norm=norm,
             checkpoint=self.checkpoint,
             seed=self.seed,
             protocol=self.protocol,
             data=self.data,
             device=_device(self.device),
         )
-        print(json.dumps(result, allow_nan=False) if self.json else terminal.evaluation_text(result))
-        return 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ Norm = Literal["batch", "support", "running"]
   depends on the other queries. Every published MAML number on images is of this kind.
 - `"support"`: from the support set, at the parameters in use. A prediction depends on nothing but the task.
 - `"running"`: what PyTorch does: batch statistics where the layer is in training mode, else its buffers.
+
+Instance norm uses the instance's own statistics under each of them.
 """
 NORMS: tuple[Norm, ...] = ("batch", "support", "running")
 

@@ -79,17 +79,22 @@ def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_
     vectorized = torch.vmap(fn, randomness="different", chunk_size=chunk_size)
     if how == "vmap":
         return vectorized(tasks), how
-    random_state = torch.get_rng_state()
+    random_state, random_state_cuda = torch.get_rng_state(), _cuda_random_state()
     try:
         return vectorized(tasks), how
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         torch.set_rng_state(random_state)
+        torch.cuda.set_rng_state_all(random_state_cuda)
         result = _loop(fn, tasks, count)  # an error of the caller's own shows here, without vmap's wrapping
         reason = str(error).strip().splitlines()[0]
         _log.warning("This module cannot be vectorised over tasks; looping over them instead (%s).", reason)
         return result, "loop"
+
+
+def _cuda_random_state() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def _loop(fn: Callable[[Task], Any], tasks: Task, count: int) -> Any:

@@ -13,7 +13,7 @@ from headstart.recipes import CharacterRecipe, experiments, restore
 from headstart.recipes.recipe import Published, Recipe
 from headstart.tasks import omniglot
 from headstart.training.checkpoint import load_parameters
-from headstart.training.evaluate import TEST, VALIDATION, Evaluation, evaluate, fixed_tasks
+from headstart.training.evaluate import TEST, VALIDATION, evaluate, fixed_tasks
 from headstart.training.files import FileError, write_json
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, TrainerSettings, Validation
@@ -111,7 +111,6 @@ def evaluate_run(
     shots: int | None = None,
     queries: int | None = None,
     norm: Norm | None = None,
-    beside: Norm | None = None,
     checkpoint: Checkpoint = "best",
     seed: int = TEST_SEED,
     protocol: Protocol = "sampled",
@@ -120,8 +119,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """A run measured on held-out tasks, as the JSON object that `headstart evaluate --json` prints.
 
-    What is not given is as the recipe's published protocol has it; with `beside`, the same tasks are measured
-    under a second norm policy too. The object is kept in the run's `evaluations/`.
+    What is not given is as the recipe's published protocol has it. The object is kept in the run's `evaluations/`.
     """
     recipe, learner, iteration = trained(run, checkpoint, device)
     steps = recipe.eval_steps if steps is None else steps
@@ -129,17 +127,11 @@ def evaluate_run(
     shots = recipe.shots if shots is None else shots
     queries = recipe.eval_queries if queries is None else queries
     if protocol == "one-shot-runs":
-        shots, queries = 1, 1
+        shots, queries, tasks = 1, 1, _one_shot_runs(recipe, data, device)
+    else:
+        tasks = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, TEST, device)
     rate = with_tuned_rate(recipe, learner, data, steps, shots)
-
-    def measured(under: Norm) -> Evaluation:
-        if protocol == "one-shot-runs":
-            tasks = _one_shot_runs(recipe, data, device)
-        else:
-            tasks = fixed_tasks(recipe.source("test", data, shots, queries), num_tasks, seed, TEST, device)
-        return evaluate(learner, tasks, recipe.metric, steps, under)
-
-    evaluation = measured(norm)
+    evaluation = evaluate(learner, tasks, recipe.metric, steps, norm)
     name = run.config()["recipe"]
     result = {
         "recipe": name,
@@ -154,20 +146,11 @@ def evaluate_run(
         "tasks_digest": evaluation.tasks_digest,
         "inner_lr": rate,
         "protocol": protocol,
-        "per_step": _steps(evaluation),
+        "per_step": [step._asdict() for step in evaluation.per_step],
         "published": [p._asdict() for p in _published(name, recipe, shots, queries, norm, protocol)],
     }
     _keep(run, result)
-    if beside is None:
-        return result
-    other = _steps(measured(beside))
-    published = _published(name, recipe, shots, queries, beside, protocol)
-    _keep(run, {**result, "norm": beside, "per_step": other, "published": [p._asdict() for p in published]})
-    return {**result, "beside": {"norm": beside, "per_step": other}}
-
-
-def _steps(evaluation: Evaluation) -> list[dict[str, Any]]:
-    return [step._asdict() for step in evaluation.per_step]
+    return result
 
 
 def _keep(run: Run, result: dict[str, Any]) -> None:
