@@ -139,7 +139,7 @@ def test_low_precision(name, how, dtype):
             model = native(model_for(name, torch.float32))
             with half_precision():
                 loss = reference_loss(name, model, tasks)
-            tolerance = 3 * error(meta_gradient(loss, model), reference_gradient(name))
+            tolerance = min(0.2, 3 * error(meta_gradient(loss, model), reference_gradient(name)))
     assert error(given, reference_gradient(name)) < tolerance
 
 
