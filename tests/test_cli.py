@@ -101,6 +101,7 @@ def test_wrong_usage_exits_2(arguments, capsys):
         (["train", "sinusoid-5shot", "--device", "cuda", "--out", "x"], "no GPU"),
         (["predict", "somewhere"], "at least one file"),
         (["evaluate", "RUN", "--steps", "-1"], "--steps must be 0 or more"),
+        (["adapt", "RUN", "--support", "x", "--out", "y", "--steps", "-1"], "--steps must be 0 or more"),
         (["evaluate", "RUN", "--num-tasks", "0"], "--num-tasks must be at least 1"),
         (["train", "sinusoid-5shot", "--out", "RUN"], "already holds a run"),
         (["train", "sinusoid-5shot", "--out", "RUN", "--resume", *SMALL, "--inner-lr", "0.5"], "inner_lr 0.01 -> 0.5"),
@@ -140,6 +141,16 @@ def test_evaluate_json_is_one_object_and_is_kept(sinusoid_run, capsys):
     assert result in kept
     assert main(arguments) == 0
     assert result["recipe"] in capsys.readouterr().out
+
+
+def test_an_evaluation_that_cannot_be_kept_is_still_printed(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "sinusoid-5shot", "--smoke", "--out", str(run)]) == 0
+    (run / "evaluations").write_text("a file where a folder should be")
+    assert main(["evaluate", str(run), "--num-tasks", "3", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["num_tasks"] == 3
+    assert "Cannot write" in captured.err
 
 
 def test_norms_differ_and_are_named(glyph_run, capsys):

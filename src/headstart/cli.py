@@ -161,11 +161,14 @@ class Evaluate:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        result = self._measured(self.norm)
+        measured = [self._measured(self.norm)]
+        shown = dict(measured[0])
         if self.beside is not None:
-            other = self._measured(self.beside)
-            result["beside"] = {"norm": other["norm"], "per_step": other["per_step"]}
-        print(json.dumps(result, allow_nan=False) if self.json else terminal.evaluation_text(result))
+            measured.append(self._measured(self.beside))
+            shown["beside"] = {"norm": measured[1]["norm"], "per_step": measured[1]["per_step"]}
+        print(json.dumps(shown, allow_nan=False) if self.json else terminal.evaluation_text(shown))
+        for result in measured:  # after printing: a full disk must not cost the numbers
+            work.keep_evaluation(Run(self.run_folder), result)
         return 0
 
     def _measured(self, norm: Norm | None) -> dict[str, Any]:
@@ -205,6 +208,8 @@ class Adapt:
 
     def run(self) -> int:
         """Adapt and save."""
+        if self.steps is not None and self.steps < 0:
+            raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
         model = adapted.adapt_run(
             Run(self.run_folder), self.support, steps=self.steps, checkpoint=self.checkpoint, data=self.data
         )

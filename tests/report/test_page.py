@@ -45,8 +45,8 @@ def runs(tmp_path_factory) -> list[Run]:
         train(folder, "sinusoid-10shot"),
     ]
     for run in made[:3]:
-        work.evaluate_run(run, num_tasks=20)
-    work.evaluate_run(made[2], num_tasks=20, norm="support", queries=2)
+        work.keep_evaluation(run, work.evaluate_run(run, num_tasks=20))
+    work.keep_evaluation(made[2], work.evaluate_run(made[2], num_tasks=20, norm="support", queries=2))
     return made
 
 
@@ -171,7 +171,7 @@ def test_a_diverging_run_is_drawn_and_called_so(tmp_path):
     run = train(tmp_path, "sinusoid-5shot", inner_lr=0.02, iterations=2, select_by="median")
     config = (run.path / "config.json").read_text().replace('"inner_lr": 0.02', '"inner_lr": 1000000.0')
     (run.path / "config.json").write_text(config)
-    work.evaluate_run(run, num_tasks=4)
+    work.keep_evaluation(run, work.evaluate_run(run, num_tasks=4))
     text = text_of(write_report([run], tmp_path / "out").read_text())
     assert "diverged" in text
     assert "4 of 4" in text

@@ -119,7 +119,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """A run measured on held-out tasks, as the JSON object that `headstart evaluate --json` prints.
 
-    What is not given is as the recipe's published protocol has it. The object is kept in the run's `evaluations/`.
+    What is not given is as the recipe's published protocol has it.
     """
     recipe, learner, iteration = trained(run, checkpoint, device)
     steps = recipe.eval_steps if steps is None else steps
@@ -149,12 +149,11 @@ def evaluate_run(
         "per_step": [step._asdict() for step in evaluation.per_step],
         "published": [p._asdict() for p in _published(name, recipe, shots, queries, norm, protocol)],
     }
-    _keep(run, result)
     return result
 
 
-def _keep(run: Run, result: dict[str, Any]) -> None:
-    """Write an evaluation into its run, under a name of its own for each way to evaluate."""
+def keep_evaluation(run: Run, result: dict[str, Any]) -> None:
+    """Write an evaluation into its run's `evaluations/`, under a name of its own for each way to evaluate."""
     names = ("checkpoint", "protocol", "num_tasks", "shots", "queries", "norm", "seed")
     checkpoint, protocol, num_tasks, shots, queries, norm, seed = (result[name] for name in names)
     steps = len(result["per_step"]) - 1
