@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from headstart.inner import InnerOptimizer
+from headstart.recompute import recomputed
 from headstart.types import LossFn, Params
 
 
@@ -31,7 +32,7 @@ def inner_step(
 
     Args:
         loss_fn: The task's loss, `(params, batch) -> scalar`.
-        params: What is adapted. Anything held fixed is closed over by `loss_fn`.
+        params: What is adapted. Anything held fixed is closed over by `loss_fn`, or part of the batch.
         batch: What this step learns from.
         inner: The inner optimiser.
         state: Its state, from `inner.init(params)` or the step before.
@@ -44,26 +45,51 @@ def inner_step(
 
 
 def trajectory(
-    loss_fn: LossFn, params: Params, batches: Iterable[Any], inner: InnerOptimizer, *, first_order: bool = False
+    loss_fn: LossFn,
+    params: Params,
+    batches: Iterable[Any],
+    inner: InnerOptimizer,
+    *,
+    first_order: bool = False,
+    recompute: bool = False,
 ) -> Iterator[Params]:
-    """Parameters before the first step and after each: one more than there are batches."""
+    """Parameters before the first step and after each: one more than there are batches. Else as `adapt`."""
+    # What is first-order keeps only the parameters anyway.
+    step = recomputed(inner_step) if recompute and not first_order else inner_step
     state = inner.init(params)
     yield params
     for batch in batches:
-        params, state = inner_step(loss_fn, params, batch, inner, state, first_order=first_order)
+        params, state = step(loss_fn, params, batch, inner, state, first_order=first_order)
         yield params
 
 
 def adapt(
-    loss_fn: LossFn, params: Params, batches: Iterable[Any], inner: InnerOptimizer, *, first_order: bool = False
+    loss_fn: LossFn,
+    params: Params,
+    batches: Iterable[Any],
+    inner: InnerOptimizer,
+    *,
+    first_order: bool = False,
+    recompute: bool = False,
 ) -> Params:
     """Adapted parameters: one step of `inner` per batch, from `params`.
+
+    Args:
+        loss_fn: The task's loss, `(params, batch) -> scalar`.
+        params: Where to start from.
+        batches: What each step learns from.
+        inner: The inner optimiser.
+        first_order: Treat the gradients as constants.
+        recompute: Keep for the outer gradient only the parameters after each step, and compute each step again
+            backwards: memory does not grow with the number of steps otherwise. `loss_fn` then must take every
+            tensor whose outer gradient counts from `params` or the batch; see `headstart.recompute`.
 
     >>> from headstart.inner import SGD
     >>> square = lambda params, target: (params["w"] - target) ** 2
     >>> adapt(square, {"w": torch.tensor(0.0)}, [torch.tensor(1.0)] * 2, SGD(lr=0.25))
     {'w': tensor(0.7500)}
     """
-    for params in trajectory(loss_fn, params, batches, inner, first_order=first_order):  # noqa: B007, B020
+    path = trajectory(loss_fn, params, batches, inner, first_order=first_order, recompute=recompute)
+    for params in path:  # noqa: B007
         pass
     return params

@@ -4,7 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from headstart.exact import Exact
 from headstart.types import Params
@@ -35,9 +37,23 @@ def criterion_with_params(criterion: Criterion) -> Callable[[Any, Any, Params], 
 
     def loss(outputs: Any, targets: Any, params: Params) -> Tensor:
         with Exact():
-            return criterion(outputs, targets, params=params) if wanted else criterion(outputs, targets)
+            return _without_autocast(criterion, outputs, targets, **({"params": params} if wanted else {}))
 
     return loss
+
+
+def _without_autocast(criterion: Criterion, outputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The criterion in single precision: under `vmap` it is taken apart before autocast knows it for a loss."""
+    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    active = {t.device.type for t in tensors if torch.is_autocast_enabled(t.device.type)}
+    if not active:
+        return criterion(outputs, *args, **kwargs)
+    with torch.autocast(active.pop(), enabled=False):
+        return criterion(pytree.tree_map_only(Tensor, _wide, outputs), *args, **kwargs)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_
         raise
     except RuntimeError as error:
         torch.set_rng_state(random_state)
-        torch.cuda.set_rng_state_all(random_state_cuda)
+        if random_state_cuda:
+            torch.cuda.set_rng_state_all(random_state_cuda)
         result = _loop(fn, tasks, count)  # an error of the caller's own shows here, without vmap's wrapping
         reason = str(error).strip().splitlines()[0]
         _log.warning("This module cannot be vectorised over tasks; looping over them instead (%s).", reason)
@@ -94,7 +95,9 @@ def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_
 
 
 def _cuda_random_state() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    if not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():  # a capture may not ask for it
+        return []
+    return torch.cuda.get_rng_state_all()
 
 
 def _loop(fn: Callable[[Task], Any], tasks: Task, count: int) -> Any:

@@ -88,6 +88,14 @@ def test_equals_a_plain_loop(name, how, first_order):
     assert error(given, reference_gradient(name, first_order)) < EXACT
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(("name", "how"), RUNS)
+def test_recomputed_it_equals_a_plain_loop(name, how):
+    """Its backward pass runs the module under `vmap` too."""
+    learner = learner_for(name, how, recompute=True)
+    assert error(meta_gradient(learner(tasks_for(name)), learner), reference_gradient(name)) < EXACT
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_orders_differ(name):
     assert error(reference_gradient(name, first_order=True), reference_gradient(name)) > 1e-2
@@ -306,6 +314,19 @@ def test_layers_equal_finite_differences(name):
     learner = MAML(model, F.mse_loss, inner=SGD(0.1), norm="batch", vectorize=how)
     assert error_against_differences(learner, F.mse_loss, squared_error_tasks(model)) < 1e-6
     assert learner.vectorize == ("vmap" if name in VMAP else "loop")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", [*VMAP, *LOOP])
+def test_layers_recomputed_equal_themselves(name):
+    gradients = []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        model = (VMAP | LOOP)[name]().double()
+        learner = MAML(model, F.mse_loss, inner=SGD(0.1), norm="batch", recompute=recompute)
+        gradients.append(meta_gradient(learner(squared_error_tasks(model)), learner))
+        assert learner.vectorize == ("auto" if name in VMAP else "loop")
+    assert error(*gradients) < EXACT
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

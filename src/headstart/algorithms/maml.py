@@ -14,19 +14,28 @@ outer step size does not depend on the meta-batch size.
 
 import copy
 import fnmatch
+import logging
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from headstart import layers
-from headstart.adapt import adapt, trajectory
+from headstart.adapt import adapt, inner_step, trajectory
 from headstart.inner import SGD, InnerOptimizer
 from headstart.layers import NORMS, Norm, Seen
 from headstart.losses import Criterion, criterion_with_params
+from headstart.recompute import ClosureError
 from headstart.types import Batch, LossFn, Params, Task
 from headstart.vectorize import Vectorize, over_tasks, stack
+
+RECOMPUTE_FROM = 20
+"""Inner steps from which `recompute="auto"` recomputes: there the plain path's peak memory is two to four times that
+of one step on images. It costs a third to a half more time on those, and twice the time on the sinusoids' small
+network, so that it is not for the usual few steps (`python -m benchmarks.memory`)."""
+
+_log = logging.getLogger(__name__)
 
 
 class MAML(nn.Module):
@@ -55,6 +64,9 @@ class MAML(nn.Module):
         vectorize: How tasks are computed together; see `headstart.vectorize.over_tasks`.
         chunk_size: Tasks per `vmap`; None for the whole meta-batch. Changes speed and memory only, and which
             random numbers dropout draws.
+        recompute: Keep for the meta-gradient only the parameters after each inner step, and compute each step
+            again backwards; see `headstart.recompute`. `"auto"`: with `RECOMPUTE_FROM` steps or more, unless
+            first-order or impossible (a loss with learned tensors of its own). Changes speed and memory only.
 
     Raises:
         ValueError: A pattern matches no parameter, nothing is left to adapt, or a setting is out of range.
@@ -72,10 +84,12 @@ class MAML(nn.Module):
         norm: Norm = "support",
         vectorize: Vectorize = "auto",
         chunk_size: int | None = None,
+        recompute: bool | Literal["auto"] = "auto",
     ):
         super().__init__()
         _check_choice("norm", norm, NORMS)
         _check_choice("vectorize", vectorize, get_args(Vectorize))
+        _check_choice("recompute", recompute, (True, False, "auto"))
         _check_steps(steps)
         self.model = model
         self.criterion = loss if isinstance(loss, nn.Module) else None  # registered: it may have weights of its own
@@ -84,6 +98,7 @@ class MAML(nn.Module):
         self.steps, self.first_order, self.chunk_size = steps, first_order, chunk_size
         self.norm: Norm = norm
         self.vectorize: Vectorize = vectorize
+        self.recompute: bool | Literal["auto"] = recompute
         trainable = [name for name, p in model.named_parameters() if p.requires_grad]
         self.adapted_names = matching(trainable, adapt_only)
 
@@ -98,19 +113,54 @@ class MAML(nn.Module):
 
     def task_losses(self, tasks: Task | Sequence[Task]) -> Tensor:
         """Each task's query loss after adaptation, `[tasks]`."""
+        losses, seen = self.outcomes(tasks)
+        self.keep_statistics(seen)
+        return losses
+
+    def outcomes(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Seen]:
+        """Each task's query loss after adaptation, `[tasks]`, and its batch norms' statistics; changes nothing."""
         theta: Params = dict(self.model.named_parameters())
 
-        def task_loss(task: Task) -> tuple[Tensor, Seen]:
-            support_loss, fast = self._support_loss(self.model, theta)
-            batches = [task.support] * self.steps
-            adapted = theta | adapt(support_loss, fast, batches, self.inner, first_order=self.first_order)  # lines 4-6
-            outputs, seen = self._query(self.model, adapted, task, self.norm)
-            return self.loss(outputs, task.query.targets, adapted), seen  # the summand of line 8
+        support_loss, (fast, held) = self._support_loss(self.model), self._parts(theta)
+        recompute = self.steps >= RECOMPUTE_FROM if self.recompute == "auto" else self.recompute
+        settings = {"first_order": self.first_order, "recompute": recompute}
 
-        (losses, seen), self.vectorize = over_tasks(task_loss, tasks, self.vectorize, self.chunk_size)  # line 3
+        def outcome(task: Task) -> tuple[Tensor, Seen]:
+            batches = [(held, task.support)] * self.steps
+            adapted = adapt(support_loss, fast, batches, self.inner, **settings)  # lines 4-6
+            return self.query_loss(adapted, task)  # the summand of line 8
+
+        try:
+            outcomes, self.vectorize = over_tasks(outcome, tasks, self.vectorize, self.chunk_size)  # line 3
+        except ClosureError as error:
+            if self.recompute != "auto":
+                raise
+            _log.warning("Inner steps cannot be recomputed; keeping all of each in memory instead (%s)", error)
+            self.recompute = False
+            return self.outcomes(tasks)
+        return outcomes
+
+    def start(self) -> tuple[Params, Any]:
+        """What adapts, where it starts from, and the inner optimiser's state."""
+        fast, _ = self._parts(dict(self.model.named_parameters()))
+        return fast, self.inner.init(fast)
+
+    def step(self, fast: Params, state: Any, task: Task) -> tuple[Params, Any]:
+        """One inner step on one task: `outcomes` takes `steps` of these from `start`, then the `query_loss`."""
+        _, held = self._parts(dict(self.model.named_parameters()))
+        batch = held, task.support
+        return inner_step(self._support_loss(self.model), fast, batch, self.inner, state, first_order=self.first_order)
+
+    def query_loss(self, fast: Params, task: Task) -> tuple[Tensor, Seen]:
+        """One task's query loss at its adapted parameters, and its batch norms' statistics."""
+        adapted = dict(self.model.named_parameters()) | fast
+        outputs, seen = self._query(self.model, adapted, task, self.norm)
+        return self.loss(outputs, task.query.targets, adapted), seen
+
+    def keep_statistics(self, seen: Seen) -> None:
+        """Move running buffers towards the statistics of a meta-batch, in training mode."""
         if self.training:
             layers.update_running(self.model, seen)
-        return losses
 
     def adapt(self, support: Batch, steps: int | None = None, norm: Norm | None = None) -> nn.Module:
         """The model adapted to one task: a copy with its own parameters, in evaluation mode.
@@ -127,9 +177,9 @@ class MAML(nn.Module):
         steps, norm = self._checked(steps, norm)
         adapted = copy.deepcopy(self.model).eval()
         theta = {name: p.detach() for name, p in adapted.named_parameters()}
-        support_loss, fast = self._support_loss(adapted, theta, norm)
+        fast, held = self._parts(theta)
         with torch.no_grad():
-            fast = adapt(support_loss, fast, [support] * steps, self.inner)
+            fast = adapt(self._support_loss(adapted, norm), fast, [(held, support)] * steps, self.inner)
             for name, value in fast.items():
                 adapted.get_parameter(name).copy_(value)
         layers.freeze_statistics(adapted, support.inputs, norm)
@@ -150,24 +200,35 @@ class MAML(nn.Module):
         steps, norm = self._checked(steps, norm)
         theta: Params = dict(self.model.named_parameters())
 
+        support_loss, (fast, held) = self._support_loss(self.model, norm), self._parts(theta)
+
         def outputs_per_step(task: Task) -> Any:
-            support_loss, fast = self._support_loss(self.model, theta, norm)
-            path = trajectory(support_loss, fast, [task.support] * steps, self.inner)
+            path = trajectory(support_loss, fast, [(held, task.support)] * steps, self.inner)
             return stack([self._query(self.model, theta | params, task, norm)[0] for params in path])
 
         with layers.evaluating(self.model):
             outputs, self.vectorize = over_tasks(outputs_per_step, tasks, self.vectorize, self.chunk_size)
         return outputs
 
-    def _support_loss(self, model: nn.Module, theta: Params, norm: Norm | None = None) -> tuple[LossFn, Params]:
-        """The inner loss as a function of the adapted parameters alone, and where these start."""
+    def _support_loss(self, model: nn.Module, norm: Norm | None = None) -> LossFn:
+        """The inner loss: of what adapts, on a batch of what is held fixed and the support set.
 
-        def support_loss(fast: Params, support: Batch) -> Tensor:
-            params = theta | fast
+        It looks at no other tensor that is learned, as recomputing asks.
+        """
+        names = [name for name, _ in model.named_parameters()]
+
+        def support_loss(fast: Params, batch: tuple[Params, Batch]) -> Tensor:
+            held, support = batch
+            params = {name: fast[name] if name in fast else held[name] for name in names}
             outputs, _ = layers.run(model, params, support.inputs, norm=norm or self.norm)
             return self.loss(outputs, support.targets, params)
 
-        return support_loss, {name: theta[name] for name in self.adapted_names}
+        return support_loss
+
+    def _parts(self, theta: Params) -> tuple[Params, Params]:
+        """What adapts, and what is held fixed."""
+        fast = {name: theta[name] for name in self.adapted_names}
+        return fast, {name: p for name, p in theta.items() if name not in fast}
 
     def _query(self, model: nn.Module, params: Params, task: Task, norm: Norm) -> tuple[Any, Seen]:
         return layers.predict(model, params, task.query.inputs, norm=norm, support=task.support.inputs)
@@ -203,7 +264,7 @@ def matching(names: Sequence[str], patterns: str | Sequence[str]) -> tuple[str, 
 
 def _check_choice(what: str, given: Any, allowed: Sequence[Any]) -> None:
     if given not in allowed:
-        raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {given!r}.")
+        raise ValueError(f"{what} must be one of {', '.join(map(str, allowed))}, got {given!r}.")
 
 
 def _check_steps(steps: int) -> None:

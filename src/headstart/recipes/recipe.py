@@ -12,9 +12,11 @@ from headstart.algorithms.maml import MAML
 from headstart.inner import SGD, Adam, InnerOptimizer, Momentum
 from headstart.layers import Norm
 from headstart.losses import Criterion
+from headstart.training.engine import Engine, Precision
 from headstart.training.evaluate import Metric
 from headstart.training.gradient import GradientUpdater, Schedule
-from headstart.types import TaskSource
+from headstart.training.tuning import Choice, ModeOrAuto, choose
+from headstart.types import Task, TaskSource
 
 Part = Literal["train", "val", "test"]
 
@@ -59,8 +61,14 @@ class Recipe(ABC):
     """Name patterns of the parameters that adapt; one that starts with ! takes its matches out."""
     norm: Norm = "batch"
     """Where batch norm takes its statistics from: batch (transductive, as published), support or running."""
-    chunk_size: int | None = None
-    """Tasks computed together; changes speed and memory only, and which random numbers dropout draws."""
+    mode: ModeOrAuto = "auto"
+    """How meta-gradients are computed: eager, compiled, graphed (CUDA), or auto: what is fastest for this run."""
+    precision: Precision = "float32"
+    """Type of products and convolutions; bfloat16 keeps parameters, norms and losses in float32."""
+    chunk_size: int | Literal["auto"] = "auto"
+    """Tasks computed together (auto: measured at the start); changes speed and memory, and dropout's draws."""
+    recompute: bool | Literal["auto"] = "auto"
+    """Compute each inner step again backwards, for memory flat in steps; auto: where they are many."""
     seed: int = 0
     """Seed of the initialisation and of the training tasks."""
     eval_steps: int = 10
@@ -90,8 +98,8 @@ class Recipe(ABC):
         for name in ("steps", "eval_steps", "select_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.chunk_size is not None and self.chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+        if self.chunk_size != "auto" and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be 'auto' or at least 1, got {self.chunk_size}.")
         for name in ("inner_lr", "meta_lr", "clip_value", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -135,7 +143,8 @@ class Recipe(ABC):
             first_order=self.first_order,
             adapt_only=self.adapt_only,
             norm=self.norm,
-            chunk_size=self.chunk_size,
+            chunk_size=None if self.chunk_size == "auto" else self.chunk_size,
+            recompute=self.recompute,
         )
 
     def examples(self, shots: int | None, queries: int | None) -> tuple[int, int]:
@@ -146,10 +155,25 @@ class Recipe(ABC):
         """The inner optimiser by its name."""
         return {"sgd": SGD, "momentum": Momentum, "adam": Adam}[self.inner](lr=self.inner_lr)
 
-    def updater(self, learner: MAML) -> GradientUpdater:
-        """The learner with its meta-optimiser."""
+    def choice(self, learner: MAML, tasks: Task) -> Choice:
+        """The fastest way to compute this recipe's meta-gradients, as far as the recipe leaves it open."""
+        return choose(
+            learner,
+            tasks,
+            mode=self.mode,
+            chunk_size=self.chunk_size,
+            precision=self.precision,
+            iterations=self.iterations,
+        )
+
+    def updater(self, learner: MAML, choice: Choice | None = None) -> GradientUpdater:
+        """The learner with its meta-optimiser; eager, and all tasks at once, unless another choice is given."""
+        engine = None
+        if choice is not None:
+            engine = Engine(learner, mode=choice.mode, chunk_size=choice.chunk_size, precision=choice.precision)
         return GradientUpdater(
             learner,
+            engine,
             meta_lr=self.meta_lr,
             schedule=self.schedule,
             iterations=self.iterations,
