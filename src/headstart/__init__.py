@@ -4,6 +4,7 @@ from headstart import tasks
 from headstart.adapt import adapt, inner_step, trajectory
 from headstart.algorithms.maml import MAML
 from headstart.inner import SGD, Adam, Momentum
+from headstart.training.engine import Engine
 from headstart.types import Batch, LossFn, Params, Task, TaskSource
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "SGD",
     "Adam",
     "Batch",
+    "Engine",
     "LossFn",
     "Momentum",
     "Params",

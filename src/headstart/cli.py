@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import operator
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,9 +18,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 import tyro
+from platformdirs import user_cache_dir
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from headstart import adapted, recipes, terminal
+from headstart.allocator import keep_memory
 from headstart.layers import Norm
 from headstart.recipes import Recipe, work
 from headstart.training.run import Run
@@ -288,6 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     debug = "--debug" in arguments
+    keep_memory()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(user_cache_dir("headstart")) / "compiled"))
     try:
         return _parsed(arguments).run()
     except UsageError as error:

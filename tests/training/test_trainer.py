@@ -181,10 +181,10 @@ def test_schedules(schedule, half):
         MAML(nn.Linear(1, 1), nn.functional.mse_loss), meta_lr=1.0, schedule=schedule, iterations=4
     )
     batch = Batch(torch.ones(2, 3, 1), torch.zeros(2, 3, 1))
-    rates = [updater.scheduler.get_last_lr()[0]]
+    rates = [updater.rate]
     for _ in range(4):
         updater.update(Task(batch, batch))
-        rates.append(updater.scheduler.get_last_lr()[0])
+        rates.append(updater.rate)
     assert rates[0] == 1.0
     assert rates[2] == pytest.approx(half)
     assert rates[4] == pytest.approx(1.0 if schedule == "constant" else 0.0)

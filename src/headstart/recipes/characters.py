@@ -127,7 +127,6 @@ def _five_way(shots: int) -> CharacterRecipe:
         steps=1,
         inner_lr=2.0,
         adapt_only=("*", "!body.*.1.bias"),  # batch norm's shift is meta-learned but not adapted
-        chunk_size=16,
         eval_steps=3,
         eval_queries=shots,
         select_step=3,
@@ -137,10 +136,10 @@ def _five_way(shots: int) -> CharacterRecipe:
 
 
 def _twenty_way(shots: int) -> CharacterRecipe:
-    return replace(_five_way(shots), meta_batch=16, ways=20, steps=5, eval_steps=5, select_step=5, chunk_size=4)
+    return replace(_five_way(shots), meta_batch=16, ways=20, steps=5, eval_steps=5, select_step=5)
 
 
 def _without_convolutions(recipe: CharacterRecipe) -> CharacterRecipe:
     # body.{1,4,7,10} are the batch norms of the fully connected network.
     shifts = tuple(f"!body.{i}.bias" for i in (1, 4, 7, 10))
-    return replace(recipe, network="mlp", adapt_only=("*", *shifts), chunk_size=None)
+    return replace(recipe, network="mlp", adapt_only=("*", *shifts))

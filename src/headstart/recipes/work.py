@@ -14,10 +14,11 @@ from headstart.recipes.recipe import Published, Recipe
 from headstart.tasks import omniglot
 from headstart.training.checkpoint import load_parameters
 from headstart.training.evaluate import TEST, VALIDATION, evaluate, fixed_tasks
-from headstart.training.files import FileError, write_json
+from headstart.training.files import FileError, read_json, write_json
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, TrainerSettings, Validation
-from headstart.types import Task, TaskSource
+from headstart.training.tuning import Choice
+from headstart.types import Task, TaskSource, generator
 
 Checkpoint = Literal["best", "last"]
 Protocol = Literal["sampled", "one-shot-runs"]
@@ -56,7 +57,20 @@ def trainer_for(recipe: Recipe, run: Run, data: Path | None, device: torch.devic
         log_every=recipe.log_every,
     )
     source = recipe.source("train", data)
-    return Trainer(recipe.updater(learner), learner.state_dict, source, validate, run, settings, device)
+    choice = _choice(recipe, learner, source, run, device)
+    learner.chunk_size = choice.chunk_size
+    return Trainer(recipe.updater(learner, choice), learner.state_dict, source, validate, run, settings, device)
+
+
+def _choice(recipe: Recipe, learner: MAML, source: TaskSource, run: Run, device: torch.device | str) -> Choice:
+    """How this run computes its meta-gradients: measured once, then kept in the run's `engine.json`."""
+    kept = run.path / "engine.json"
+    if run.resumable and kept.exists():
+        return Choice(**read_json(kept))
+    tasks = source.sample(recipe.meta_batch, generator(recipe.seed, "measuring speed", device=device))
+    choice = recipe.choice(learner, tasks)
+    write_json(kept, choice._asdict())
+    return choice
 
 
 def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | str = "cpu") -> tuple[Recipe, MAML, int]:

@@ -87,7 +87,7 @@ def trained_as(record: RunRecord) -> str:
 
     Settings of evaluation and of speed are left out: the one stands with each result, the other changes none.
     """
-    ignored = ("eval_steps", "eval_queries", "chunk_size", "log_every", "checkpoint_every")
+    ignored = ("eval_steps", "eval_queries", "chunk_size", "mode", "recompute", "log_every", "checkpoint_every")
     changes = [f"{name} {_setting(v)}" for name, v in changed_settings(record).items() if name not in ignored]
     changes = ["smoke size"] if is_smoke(record) else changes
     folder = [] if record.label == record.recipe else [record.label]

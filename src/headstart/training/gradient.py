@@ -1,13 +1,16 @@
 """How a learner whose `forward` is a meta-loss is updated: forward, backward, clip, step."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from headstart.training.engine import Engine, Learner
+from headstart.training.fused import Clipping, FusedAdam
+from headstart.training.tracing import CannotCompileError
 from headstart.types import Metrics, Task
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -18,14 +21,12 @@ class NonFiniteError(ArithmeticError):
     """A meta-loss or meta-gradient was not finite; names the task."""
 
 
-class GradientLearner(Protocol):
+class GradientLearner(Learner, Protocol):
     """What a gradient update asks of a learner; an `nn.Module` besides."""
 
     def task_losses(self, tasks: Any) -> Tensor:
         """Each task's loss, `[tasks]`, differentiable in the meta-parameters."""
         ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -36,7 +37,8 @@ class GradientUpdater:
     """A learner and its meta-optimiser (Adam, as in the paper).
 
     Args:
-        learner: A learner; the meta-loss is the mean of its `task_losses`.
+        learner: A learner; the meta-loss is the mean of its tasks' losses.
+        engine: How the meta-gradient is computed; eagerly, the whole meta-batch at once, unless given.
         meta_lr: Step size of Adam.
         schedule: See `Schedule`; relative to `iterations`.
         iterations: Length of the run; only the schedule looks at it.
@@ -47,6 +49,7 @@ class GradientUpdater:
     def __init__(
         self,
         learner: GradientLearner,
+        engine: Engine | None = None,
         *,
         meta_lr: float = 1e-3,
         schedule: Schedule = "constant",
@@ -54,10 +57,19 @@ class GradientUpdater:
         clip_value: float | None = None,
         clip_norm: float | None = None,
     ):
-        self.learner, self.clip_value, self.clip_norm = learner, clip_value, clip_norm
-        self.optimizer = torch.optim.Adam(learner.parameters(), lr=meta_lr)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _factor(schedule, iterations))
-        self.parameters = [p for p in learner.parameters() if p.requires_grad]
+        self.learner, self.clipping = learner, Clipping(clip_value, clip_norm)
+        self.engine = Engine(learner) if engine is None else engine
+        named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        # Fused: one pass over memory, and on a GPU one launch, instead of a dozen.
+        self.optimizer = torch.optim.Adam(self.parameters, lr=meta_lr, fused=True)
+        self.meta_lr, self.factor, self.updates = meta_lr, _factor(schedule, iterations), 0
+        self.compiled = FusedAdam(self.engine, self.optimizer, list(named), self.clipping)
+
+    @property
+    def rate(self) -> float:
+        """Meta step size of the next update."""
+        return self.meta_lr * self.factor(self.updates)
 
     def update(self, tasks: Any) -> Metrics:
         """One meta-update.
@@ -65,39 +77,55 @@ class GradientUpdater:
         Raises:
             NonFiniteError: A task's loss or gradient is not finite. No parameter has been updated.
         """
+        (group,) = self.optimizer.param_groups
+        group["lr"] = self.rate
+        metrics = self._update(tasks)
+        self.updates += 1
+        return metrics
+
+    def _update(self, tasks: Any) -> Metrics:
+        if self.engine.single_graph(tasks):
+            try:
+                losses, norm = self.compiled(tasks)
+            except CannotCompileError as error:
+                self.engine.fall_back(error)
+            else:
+                return self._checked(tasks, losses, norm)
         self.optimizer.zero_grad()
-        losses = self.learner.task_losses(tasks)
-        meta_loss = losses.mean()
-        if not torch.isfinite(meta_loss):
+        losses = self.engine.gradient(tasks)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        metrics = self._checked(tasks, losses, norm)  # before clipping, which would make infinity finite
+        if self.clipping.value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.clipping.value)
+        if self.clipping.norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clipping.norm)
+        self.optimizer.step()
+        return metrics
+
+    def _checked(self, tasks: Any, losses: Tensor, norm: Tensor) -> Metrics:
+        meta_loss, size = torch.stack([losses.mean(), norm.to(losses.dtype)]).tolist()  # one wait for the device
+        if not math.isfinite(meta_loss):
             values = losses.tolist()
             # If each is finite and only their mean overflows, the largest is to blame.
             task = next((i for i, v in enumerate(values) if not math.isfinite(v)), values.index(max(values)))
             raise NonFiniteError(f"the meta-loss of task {task} (of {len(values)}) is {values[task]}")
-        meta_loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not torch.isfinite(norm):  # looked at before clipping, which would make infinity finite
+        if not math.isfinite(size):
             raise NonFiniteError(f"the meta-gradient of {self._name_task(tasks)} is not finite, its loss is")
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        return {"meta_loss": float(meta_loss.detach()), "meta_gradient_norm": float(norm)}
+        return {"meta_loss": meta_loss, "meta_gradient_norm": size}
 
     def state_dict(self) -> dict[str, Any]:
-        """Learner, optimiser and schedule."""
+        """Learner, optimiser and number of updates."""
         return {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.learner.load_state_dict(state_dict["learner"])
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self.updates = state_dict["updates"]
 
     def _name_task(self, tasks: Any) -> str:
         """Which task's own gradient is not finite: looked for one by one, after the fact."""

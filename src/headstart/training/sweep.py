@@ -1,0 +1,113 @@
+"""The meta-gradient of several inner steps from three compiled pieces, whatever the number of steps.
+
+    forwards    keep the adapted parameters before each step           piece: one inner step
+    the last    step, the query loss, and the gradient of both         piece: one step and the query loss
+    backwards   from step to step, recomputing each one's derivative   piece: the derivative of one inner step
+
+Only the parameters after each step are kept, so memory hardly grows with their number; compile time does not.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from headstart.training.functional import added, call, count, gradients
+from headstart.training.tracing import Traced
+from headstart.types import Params, Task
+
+Carry = tuple[Params, Any]
+"""Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
+
+
+class Sweep:
+    """Losses, statistics and meta-gradient of a learner that adapts step by step.
+
+    Args:
+        learner: See `headstart.training.engine.StepwiseLearner`.
+        static: What the recorded pieces hold constant.
+        context: Entered while a piece runs: precision, and how products are computed.
+    """
+
+    def __init__(self, learner: Any, static: Callable[[], Any], context: Callable[[], AbstractContextManager[Any]]):
+        self.learner, self.context = learner, context
+        self.forwards = Traced(self._step, static, repeatable=True)
+        self.last = Traced(self._last, static, repeatable=True)
+        self.backwards = Traced(self._derivative, static, repeatable=True)
+
+    def __call__(self, meta: Params, buffers: Params, tasks: Task) -> tuple[Tensor, Any, Params]:
+        """Losses `[tasks]`, statistics, and the gradient of the sum of the losses."""
+        leaves = _leaves(meta)
+        begin = call(self.learner, "start", leaves | buffers)
+        tensors, structure = pytree.tree_flatten(begin)
+        size = count(tasks)
+        carry = pytree.tree_unflatten([t.detach().expand(size, *t.shape).contiguous() for t in tensors], structure)
+        path = []
+        for _ in range(self.learner.steps - 1):
+            path.append(carry)
+            carry = self.forwards(meta, buffers, carry, tasks)
+        losses, seen, total, cotangents = self.last(meta, buffers, carry, tasks)
+        for carry in reversed(path):
+            more, cotangents = self.backwards(meta, buffers, carry, tasks, cotangents)
+            total = added(total, more)
+        return losses, seen, added(total, gradients(tensors, [c.sum(0) for c in cotangents], leaves))
+
+    def _step(self, meta: Params, buffers: Params, carry: Carry, tasks: Task) -> Carry:
+        """One inner step of every task."""
+
+        def step(carry: Carry, task: Task) -> Carry:
+            return call(self.learner, "step", meta | buffers, *carry, task)
+
+        with self.context():
+            return torch.vmap(step, randomness="different")(carry, tasks)
+
+    def _last(
+        self, meta: Params, buffers: Params, carry: Carry, tasks: Task
+    ) -> tuple[Tensor, Any, Params, list[Tensor]]:
+        """The last step and the query losses, with the gradient of their sum in meta-parameters and carry."""
+        leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
+        fast, _ = self._step(leaves, buffers, carry, tasks)
+
+        def query_loss(fast: Params, task: Task) -> tuple[Tensor, Any]:
+            return call(self.learner, "query_loss", leaves | buffers, fast, task)
+
+        with self.context():
+            losses, seen = torch.vmap(query_loss, randomness="different")(fast, tasks)
+        grads = gradients([losses.sum()], None, leaves | inputs)
+        seen = pytree.tree_map(torch.Tensor.detach, seen)
+        return losses.detach(), seen, _only(grads, leaves), _cotangents(grads, carry)
+
+    def _derivative(
+        self, meta: Params, buffers: Params, carry: Carry, tasks: Task, cotangents: list[Tensor]
+    ) -> tuple[Params, list[Tensor]]:
+        """What `cotangents` of the carry after a step are in the meta-parameters and in the carry before it."""
+        leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
+        after = pytree.tree_leaves(self._step(leaves, buffers, carry, tasks))
+        grads = gradients(after, cotangents, leaves | inputs)
+        return _only(grads, leaves), _cotangents(grads, carry)
+
+
+def _leaves(values: Params) -> Params:
+    return {name: value.detach().requires_grad_() for name, value in values.items()}
+
+
+def _differentiable(carry: Carry) -> tuple[Carry, Params]:
+    """`carry` with tensors that record gradients, and these by names that no parameter has."""
+    tensors, structure = pytree.tree_flatten(carry)
+    tensors = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    return pytree.tree_unflatten(tensors, structure), {
+        f"carry/{i}": t for i, t in enumerate(tensors) if t.requires_grad
+    }
+
+
+def _only(grads: Params, names: Params) -> Params:
+    return {name: g for name, g in grads.items() if name in names}
+
+
+def _cotangents(grads: Params, carry: Carry) -> list[Tensor]:
+    """One gradient for each tensor of `carry`, zero where nothing depends on it."""
+    tensors = pytree.tree_leaves(carry)
+    return [grads[f"carry/{i}"] if f"carry/{i}" in grads else torch.zeros_like(t) for i, t in enumerate(tensors)]

@@ -1,0 +1,157 @@
+"""A function of tensors, derivatives and all, as one compiled graph.
+
+`torch.compile` cannot differentiate what it has compiled twice, nor compile inside `vmap` or `torch.func.grad`.
+So the eager function, which may take gradients of its own, is run once with `make_fx` recording the operations
+that it comes down to; that plain list of operations is what is compiled. The compiled function therefore does
+what the eager one does because it is the eager one, recorded.
+
+Recording follows one path through the Python code: what is not a tensor argument is a constant of the graph.
+Compiled code is kept on disk by PyTorch, under `TORCHINDUCTOR_CACHE_DIR`, and found again by other processes.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+_log = logging.getLogger(__name__)
+
+
+class CannotCompileError(RuntimeError):
+    """A function cannot be recorded or compiled; the message gives the reason."""
+
+
+class DrawsRandomNumbersError(CannotCompileError):
+    """A function that must be repeatable is not."""
+
+
+class Flat:
+    """A tree of tensors, flattened: what is passed again and again, unchanged but in place, is flattened once."""
+
+    signatures: ClassVar[dict[Any, int]] = {}
+    """Structures and shapes seen so far, by number: comparing numbers takes no time."""
+
+    def __init__(self, tree: Any):
+        self.leaves, self.structure = pytree.tree_flatten(tree)
+        form = (self.structure, tuple((leaf.shape, leaf.dtype, leaf.stride()) for leaf in self.leaves))
+        self.signature = self.signatures.setdefault(form, len(self.signatures))
+
+
+class Traced:
+    """`fn` compiled for each structure and shape of its arguments that it meets.
+
+    Args:
+        fn: From trees of tensors to a tree of tensors. It may differentiate, and change its arguments in place
+            by `copy_`.
+        static: Whatever else it depends on, a tree of objects; another object is another graph.
+        repeatable: Whether a call must give the same again; `fn` may then not draw random numbers.
+    """
+
+    def __init__(self, fn: Callable[..., Any], static: Callable[[], Any] = tuple, repeatable: bool = False):
+        self.fn, self.static, self.repeatable = fn, static, repeatable
+        self.compiled: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec, Any]] = {}
+
+    def __call__(self, *trees: Any) -> Any:
+        """What `fn` returns for `trees`, any of which may be a `Flat`.
+
+        Raises:
+            CannotCompileError: It cannot be recorded as one graph, or the compiler failed.
+            DrawsRandomNumbersError: It draws random numbers, and must be repeatable.
+        """
+        flats = [tree if isinstance(tree, Flat) else Flat(tree) for tree in trees]
+        leaves = [leaf for flat in flats for leaf in flat.leaves]
+        static = self.static()
+        key = (tuple(map(id, static)), tuple(flat.signature for flat in flats))
+        if key not in self.compiled:
+            run, outputs = self._compile(flats, leaves)
+            self.compiled[key] = run, outputs, static  # kept, so that no `id` is used again
+        run, outputs, _ = self.compiled[key]
+        with torch.no_grad():
+            return pytree.tree_unflatten(run(*leaves), outputs)
+
+    def _compile(self, flats: list[Flat], leaves: list[Tensor]) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+        outputs: list[pytree.TreeSpec] = []
+
+        def flat_fn(*given: Tensor) -> list[Tensor]:
+            rest = iter(given)
+            trees = [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
+            tree, structure = pytree.tree_flatten(self.fn(*trees))
+            outputs.append(structure)
+            return tree
+
+        examples = [leaf.detach().clone() for leaf in leaves]  # recording runs the function: nothing may be updated
+        with torch.random.fork_rng(_gpus(leaves)):
+            run = _compiled(flat_fn, examples, self.repeatable)
+        return run, outputs[-1]
+
+
+def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatable: bool) -> Callable[..., Any]:
+    from torch.fx.experimental.proxy_tensor import make_fx  # half a second, which eager runs need not wait for
+
+    try:
+        graph = make_fx(fn)(*examples)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        drawing = random_operations(graph)
+        if repeatable and drawing:
+            raise DrawsRandomNumbersError(f"it draws random numbers: {', '.join(sorted(set(drawing)))}")
+        return _inductor(graph, examples)
+    except (torch.OutOfMemoryError, CannotCompileError):
+        raise
+    except Exception as error:  # the compiler raises whatever its parts raise
+        raise CannotCompileError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+    from torch._inductor import compile as compile_graph
+
+    inputs: list[Any] = list(examples)
+    for _ in range(_DAMAGED_FILES):
+        try:
+            with torch.no_grad():
+                run: Any = compile_graph(graph, inputs, {"fallback_random": True})
+            return run
+        except Exception as error:
+            damaged = _damaged_library(error)
+            if damaged is None:
+                raise
+            damaged.unlink(missing_ok=True)
+            _log.info("Compiling %s again: an interrupted process left it unfinished.", damaged)
+    raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
+
+
+_DAMAGED_FILES = 10
+"""Compiled files found damaged in the cache, one after the other, before giving up."""
+
+
+def _damaged_library(error: BaseException | None) -> Path | None:
+    """A compiled file that cannot be loaded: a process killed while it was written leaves it too short."""
+    while error is not None:
+        if isinstance(error, ImportError) and error.path is not None and error.path.endswith(".so"):
+            return Path(error.path)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _gpus(leaves: list[Tensor]) -> list[torch.device]:
+    return list({leaf.device for leaf in leaves if leaf.device.type == "cuda"})
+
+
+def random_operations(graph: GraphModule) -> list[str]:
+    """Names of the operations in a graph that draw random numbers."""
+    return [
+        str(node.target)
+        for node in graph.graph.nodes
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    ]
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

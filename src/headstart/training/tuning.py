@@ -1,0 +1,140 @@
+"""Which mode and how many tasks at once are fastest here, found by a short measurement."""
+
+import logging
+import math
+import statistics
+import time
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from headstart.training.engine import Engine, Learner, Mode, Precision
+from headstart.training.functional import count
+from headstart.types import Task
+
+ModeOrAuto = Mode | Literal["auto"]
+
+WORTH_COMPILING_S = 60.0
+"""Compiling takes one to two minutes where it is done for the first time: a shorter eager run is not worth it."""
+REPEATS = 3
+"""Timed gradients of each candidate, after one to warm up; the median counts."""
+HOPELESS = 2.0
+"""A candidate whose first timed gradient is this much slower than the best so far is not timed again."""
+
+_log = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """How to compute meta-gradients, and what was measured to find it: milliseconds by mode and chunk size."""
+
+    mode: Mode
+    chunk_size: int
+    precision: Precision
+    measured: list[dict[str, Any]]
+
+
+def choose(
+    learner: Learner,
+    tasks: Task,
+    *,
+    mode: ModeOrAuto = "auto",
+    chunk_size: int | Literal["auto"] | None = "auto",
+    precision: Precision = "float32",
+    iterations: int = 1,
+) -> Choice:
+    """The fastest way to compute the meta-gradient of `tasks`, of those left open.
+
+    The learner is left as it was: parameters, gradients, running statistics, random state.
+
+    Args:
+        learner: To be trained.
+        tasks: A meta-batch like those it will be trained on.
+        mode: A mode, or `"auto"`: `"graphed"` or `"eager"` on a GPU; elsewhere `"compiled"` if the whole run
+            would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
+        chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
+            mode, in which every candidate is ready at once. What is compiled takes over that number.
+        precision: See `Engine`.
+        iterations: Length of the run.
+    """
+    measure = _Measurement(learner, tasks, precision)
+    total = count(tasks)
+    open_chunks = _candidates(total) if chunk_size == "auto" else [total if chunk_size is None else chunk_size]
+    if len(open_chunks) > 1 or (mode == "auto" and not measure.on_gpu):
+        chunk = min(open_chunks, key=lambda size: measure("eager", size))
+    else:
+        chunk = open_chunks[0]
+    if mode == "auto":
+        fast: Mode = "graphed" if measure.on_gpu else "compiled"
+        eager_ms = measure("eager", chunk)
+        worth = measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S
+        mode = fast if worth and measure(fast, chunk) < eager_ms else "eager"
+    _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once.", mode, chunk, total)
+    return Choice(mode, chunk, precision, measure.records)
+
+
+def _candidates(total: int) -> list[int]:
+    """One task, all of them, and powers of two between."""
+    powers = [2**i for i in range(total.bit_length()) if 2**i < total]
+    return [*powers, total]
+
+
+class _Measurement:
+    """Times meta-gradients; each mode and chunk size once."""
+
+    def __init__(self, learner: Learner, tasks: Task, precision: Precision):
+        self.learner, self.tasks = learner, tasks
+        self.precision: Precision = precision
+        self.device = next(p for _, p in learner.named_parameters()).device
+        self.on_gpu = self.device.type == "cuda"
+        self.records: list[dict[str, Any]] = []
+        self.best = float("inf")
+
+    def __call__(self, mode: Mode, chunk_size: int) -> float:
+        """Median milliseconds; infinite where the mode is not possible."""
+        for record in self.records:
+            if (record["mode"], record["chunk_size"]) == (mode, chunk_size):
+                return float("inf") if record["ms"] is None else record["ms"]
+        gpus = [self.device] if self.on_gpu else []
+        with torch.random.fork_rng(gpus), _KeptGradients(self.learner):
+            ms = self._time(mode, chunk_size)
+        self.best = min(self.best, ms)
+        self.records.append({"mode": mode, "chunk_size": chunk_size, "ms": round(ms, 3) if math.isfinite(ms) else None})
+        return ms
+
+    def _time(self, mode: Mode, chunk_size: int) -> float:
+        engine = Engine(self.learner, mode=mode, chunk_size=chunk_size, precision=self.precision)
+        try:
+            engine.compute(self.tasks)
+        except torch.OutOfMemoryError:
+            return float("inf")
+        if engine.mode != mode:
+            return float("inf")
+        times: list[float] = []
+        self._wait()
+        while len(times) < REPEATS and not (times and times[0] > HOPELESS * self.best):
+            began = time.perf_counter()
+            engine.compute(self.tasks)
+            self._wait()
+            times.append(1e3 * (time.perf_counter() - began))
+        return statistics.median(times)
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+
+class _KeptGradients:
+    """Gradients put aside, and back again."""
+
+    def __init__(self, learner: Learner):
+        self.parameters: list[nn.Parameter] = [p for _, p in learner.named_parameters()]
+
+    def __enter__(self) -> None:
+        self.grads = [p.grad for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
+
+    def __exit__(self, *_: Any) -> None:
+        for p, grad in zip(self.parameters, self.grads, strict=True):
+            p.grad = grad
