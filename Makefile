@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+BENCH_BIN := .venv-bench/bin
+BENCH_PIP := $(BENCH_BIN)/python -m pip --quiet --disable-pip-version-check
+BENCH_PINS := -c constraints.txt -c benchmarks/constraints.txt
+
 .PHONY: demo test check bench results clean
 
 demo: .venv/demo  ## train, evaluate, and write one page of figures
@@ -17,14 +21,16 @@ check: .venv/dev  ## linter, formatter, types, import contracts
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-bench: .venv/demo  ## milliseconds per meta-iteration, into benchmarks/results/
-	$(BIN)/python benchmarks/eager.py
+bench: .venv-bench/ready  ## us and other libraries, side by side, into benchmarks/results/; BENCH=--quick for minutes
+	$(BENCH_BIN)/python -m benchmarks.speed $(BENCH)
+	$(BENCH_BIN)/python -m benchmarks.scaling $(BENCH)
+	$(BENCH_BIN)/python -m benchmarks.report
 
 results: .venv/demo  ## rebuild the results tables from docs/results/
 	$(BIN)/python -m headstart.report.tables docs/results README.md docs/results.md
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench
 
 .venv/demo: .venv/created
 	$(PIP) -e '.[report]'
@@ -32,6 +38,14 @@ clean:
 
 .venv/dev: .venv/created
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+# learn2learn does not build: its archive is fetched, for which its setup script needs Cython, and unpacked in part.
+.venv-bench/ready: pyproject.toml constraints.txt benchmarks/constraints.txt benchmarks/unpack.py
+	$(PYTHON) -m venv --clear .venv-bench
+	$(BENCH_PIP) install $(BENCH_PINS) -e '.[report]' torchopt higher parallel-metalearn jax optax setuptools cython
+	$(BENCH_PIP) download $(BENCH_PINS) --no-deps --no-build-isolation --no-binary learn2learn -d .venv-bench learn2learn
+	$(BENCH_BIN)/python -m benchmarks.unpack .venv-bench
 	@touch $@
 
 .venv/created: pyproject.toml constraints.txt

@@ -72,7 +72,7 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["environment"]
     rows = [
         f"Eager meta-iterations, {result['date']}: torch {machine['torch']}, {machine['threads']} threads, "
-        f"{machine['processor']}. Made by `make bench`.",
+        f"{machine['processor']}. Made by `python benchmarks/eager.py`.",
         "",
         "| work | ms per meta-iteration (range) | goal | of it drawing tasks | tasks/s |",
         "| --- | ---: | ---: | ---: | ---: |",

@@ -1,0 +1,45 @@
+"""Headstart itself: a learner, the engine that computes its meta-gradient, and the updater that takes Adam's step."""
+
+from typing import Literal
+
+import headstart
+from benchmarks.peers import Prepared
+from benchmarks.works import Work, gradients, initial, restore
+from headstart.training.engine import Engine, Mode, Precision
+from headstart.training.gradient import GradientUpdater
+from headstart.training.tuning import choose
+from headstart.types import Params
+
+
+def prepare(
+    work: Work,
+    first_order: bool = False,
+    mode: Mode = "eager",
+    precision: Precision = "float32",
+    recompute: bool | Literal["auto"] = "auto",
+) -> Prepared:
+    """The work as Headstart's recipes run it."""
+    model = work.model()
+    learner = headstart.MAML(
+        model,
+        work.loss,
+        inner=headstart.SGD(lr=work.inner_lr),
+        steps=work.steps,
+        first_order=first_order,
+        norm="batch",
+        recompute=recompute,
+    )
+    start, tasks = initial(model), work.sample()
+    chosen = choose(learner, tasks, mode=mode, precision=precision)  # how many tasks at once, before anything is timed
+    engine = Engine(learner, mode=chosen.mode, chunk_size=chosen.chunk_size, precision=chosen.precision)
+    updater = GradientUpdater(learner, engine=engine)
+
+    def step() -> None:
+        updater.update(tasks)
+
+    def gradient() -> Params:
+        restore(model, start)
+        engine.gradient(tasks)
+        return gradients(model)
+
+    return Prepared(step, gradient)
