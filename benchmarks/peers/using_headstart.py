@@ -30,7 +30,8 @@ def prepare(
         recompute=recompute,
     )
     start, tasks = initial(model), work.sample()
-    chosen = choose(learner, tasks, mode=mode, precision=precision)  # how many tasks at once, before anything is timed
+    # How many tasks at once, measured before anything is timed, as in a long run.
+    chosen = choose(learner, tasks, mode=mode, precision=precision, iterations=60_000)
     engine = Engine(learner, mode=chosen.mode, chunk_size=chosen.chunk_size, precision=chosen.precision)
     updater = GradientUpdater(learner, engine=engine)
 

@@ -192,6 +192,8 @@ _TENSOR = object()
 
 def _random_states(devices: Iterable[Any]) -> dict[Any, Tensor]:
     """The states of the default generators of "cpu" and of CUDA devices."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # a capture may not ask for them
+        devices = [d for d in devices if d == "cpu"]
     return {d: torch.get_rng_state() if d == "cpu" else torch.cuda.get_rng_state(d) for d in devices}
 
 

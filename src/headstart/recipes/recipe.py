@@ -65,8 +65,8 @@ class Recipe(ABC):
     """How meta-gradients are computed: eager, compiled, graphed (CUDA), or auto: what is fastest for this run."""
     precision: Precision = "float32"
     """Type of products and convolutions; bfloat16 keeps parameters, norms and losses in float32."""
-    chunk_size: int | Literal["auto"] = "auto"
-    """Tasks computed together (auto: measured at the start); changes speed and memory, and dropout's draws."""
+    chunk_size: int | Literal["auto"] | None = "auto"
+    """Tasks computed together (auto: measured at the start; None: all); changes speed, memory, dropout's draws."""
     recompute: bool | Literal["auto"] = "auto"
     """Compute each inner step again backwards, for memory flat in steps; auto: where they are many."""
     seed: int = 0
@@ -98,7 +98,7 @@ class Recipe(ABC):
         for name in ("steps", "eval_steps", "select_step"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
-        if self.chunk_size != "auto" and self.chunk_size < 1:
+        if isinstance(self.chunk_size, int) and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be 'auto' or at least 1, got {self.chunk_size}.")
         for name in ("inner_lr", "meta_lr", "clip_value", "clip_norm"):
             value = getattr(self, name)

@@ -65,12 +65,22 @@ def trainer_for(recipe: Recipe, run: Run, data: Path | None, device: torch.devic
 def _choice(recipe: Recipe, learner: MAML, source: TaskSource, run: Run, device: torch.device | str) -> Choice:
     """How this run computes its meta-gradients: measured once, then kept in the run's `engine.json`."""
     kept = run.path / "engine.json"
-    if run.resumable and kept.exists():
-        return Choice(**read_json(kept))
+    if run.exists and kept.exists():
+        return _kept_choice(run)
     tasks = source.sample(recipe.meta_batch, generator(recipe.seed, "measuring speed", device=device))
     choice = recipe.choice(learner, tasks)
     write_json(kept, choice._asdict())
     return choice
+
+
+def _kept_choice(run: Run) -> Choice:
+    path = run.path / "engine.json"
+    try:
+        return Choice(**read_json(path))
+    except TypeError as error:
+        raise FileError(
+            f"{path} is not what `headstart train` wrote: remove it, and speed is measured anew."
+        ) from error
 
 
 def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | str = "cpu") -> tuple[Recipe, MAML, int]:
@@ -88,6 +98,8 @@ def trained(run: Run, checkpoint: Checkpoint = "best", device: torch.device | st
         )
     parameters, about = load_parameters(run.checkpoints, checkpoint)
     learner = recipe.learner().to(device)
+    if (run.path / "engine.json").exists():
+        learner.chunk_size = _kept_choice(run).chunk_size
     try:
         learner.load_state_dict(parameters)
     except RuntimeError as error:

@@ -4,11 +4,11 @@ A small network's meta-gradient is thousands of short kernels, and launching the
 running them. A CUDA graph launches all of them at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 WARM_UP = 3
@@ -19,7 +19,11 @@ Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 
 def cuda_graph(compute: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """`compute` captured as a CUDA graph, on the current device."""
+    """`compute` captured as a CUDA graph, on the current device.
+
+    Raises:
+        RuntimeError: It does something that cannot be captured.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -37,7 +41,7 @@ class Replayed:
 
     Args:
         accumulate: The function; it adds to the parameters' `.grad`.
-        parameters: Of the learner.
+        learner: The module whose parameters these are; it is captured with the memory they are in.
         static: Whatever else the function depends on; another value is another capture.
         capture: How to capture a computation.
     """
@@ -45,34 +49,36 @@ class Replayed:
     def __init__(
         self,
         accumulate: Callable[[Any], Any],
-        parameters: Callable[[], Iterable[nn.Parameter]],
+        learner: Any,
         static: Callable[[], Any] = lambda: None,
         capture: Capture = cuda_graph,
     ):
-        self.accumulate, self.parameters, self.static, self.capture = accumulate, parameters, static, capture
+        self.accumulate, self.learner, self.static, self.capture = accumulate, learner, static, capture
         self.captured: dict[Any, tuple[list[Tensor], Callable[[], None], Any, list[Tensor | None], Any]] = {}
 
     def __call__(self, tasks: Any) -> Any:
-        """What `accumulate` returns, its tensors valid until the next call."""
+        """What `accumulate` returns."""
         leaves, structure = pytree.tree_flatten(tasks)
-        static = self.static()
-        key = (pytree.tree_map(id, static), structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        static, parameters = tuple(self.static()), list(self.learner.parameters())
+        memory = [(t.data_ptr(), t.requires_grad) for t in (*parameters, *self.learner.buffers())]
+        shapes = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+        key = (*map(id, static), structure, *memory, *shapes)
         if key not in self.captured:
             self.captured[key] = (*self._record(leaves, structure), static)  # kept, so that no `id` is used again
         inputs, replay, outputs, grads, _ = self.captured[key]
-        for p, grad in zip(self.parameters(), grads, strict=True):
+        for p, grad in zip(parameters, grads, strict=True):
             if grad is not None and p.grad is grad:  # of the last call, which the replay overwrites
                 p.grad = grad.clone()
         for kept, leaf in zip(inputs, leaves, strict=True):
             kept.copy_(leaf)
         replay()
-        for p, grad in zip(self.parameters(), grads, strict=True):
+        for p, grad in zip(parameters, grads, strict=True):
             if grad is not None:
                 p.grad = grad if p.grad is None else p.grad + grad
-        return outputs
+        return pytree.tree_map(torch.clone, outputs)  # the next replay overwrites them
 
     def _record(self, leaves: list[Tensor], structure: pytree.TreeSpec) -> tuple[Any, ...]:
-        parameters = list(self.parameters())
+        parameters = list(self.learner.parameters())
         before = [p.grad for p in parameters]
         inputs = [leaf.clone() for leaf in leaves]
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from headstart.training.cuda import Replayed
-from headstart.training.functional import added, call, chunks, count, gradients, joined, settings
+from headstart.training.functional import added, call, chunks, gradients, joined, settings
 from headstart.training.products import AsProducts
 from headstart.training.sweep import Sweep
 from headstart.training.tracing import CannotCompileError, DrawsRandomNumbersError, Traced, first_line
 from headstart.types import Params, Task
+from headstart.vectorize import count_tasks
 
 Mode = Literal["eager", "compiled", "graphed"]
 """How the meta-gradient is computed: as written, compiled, or (on CUDA) captured and replayed."""
@@ -86,6 +87,9 @@ class Engine:
         chunk_size: Tasks computed together; None for all. Changes speed and memory, not the result.
         precision: See `Precision`.
 
+    A compiled or captured meta-gradient belongs to the learner's settings, layers and shapes, and is made anew when
+    these change; what a function of yours closes over is a constant of it.
+
     Raises:
         ValueError: A setting is unknown, or needs a GPU that is not there.
     """
@@ -105,10 +109,10 @@ class Engine:
         self.learner, self.chunk_size = learner, chunk_size
         self.precision: Precision = precision
         self.mode: Mode = mode
-        self._stepwise = learner if isinstance(learner, StepwiseLearner) else None
+        self._stepwise = learner if isinstance(learner, StepwiseLearner) and _consistent(learner) else None
         self._whole = Traced(self.chunk_gradient, self.static)
-        self._sweep = Sweep(learner, self.static, self._recorded)
-        self._replayed = Replayed(self._accumulate, self._trainable, self.static)
+        self._sweep = Sweep(learner, self._static_step, self._recorded)
+        self._replayed = Replayed(self._accumulate, learner, self.static)
 
     def gradient(self, tasks: Task | Sequence[Task]) -> Tensor:
         """Each task's loss, `[tasks]`; the gradient of their mean is added to the parameters' `.grad`.
@@ -140,7 +144,7 @@ class Engine:
 
     def _accumulate(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Any]:
         """The eager way: a graph and a backward pass for each chunk."""
-        total, results = count(tasks), []
+        total, results = count_tasks(tasks), []
         for chunk in chunks(tasks, self.chunk_size):
             with self._autocast():
                 losses, seen = self.learner.outcomes(chunk)
@@ -158,7 +162,7 @@ class Engine:
             results.append((losses, seen))
         for name, p in self.learner.named_parameters():
             if name in total:
-                grad = total[name] / count(tasks)
+                grad = total[name] / count_tasks(tasks)
                 p.grad = grad if p.grad is None else p.grad + grad
         return joined(results)
 
@@ -178,17 +182,25 @@ class Engine:
 
     def single_graph(self, tasks: Task | Sequence[Task]) -> bool:
         """Whether the meta-gradient of `tasks` is one compiled graph, which the meta-optimiser can be part of."""
-        one_chunk = isinstance(tasks, Task) and (self.chunk_size is None or self.chunk_size >= count(tasks))
-        return self.mode == "compiled" and one_chunk and not self.rolled
+        one_chunk = isinstance(tasks, Task) and (self.chunk_size is None or self.chunk_size >= count_tasks(tasks))
+        # Not asked: whether the sweep is possible, which shows only later. A resumed run must not change its way.
+        several_steps = isinstance(self.learner, StepwiseLearner) and self.learner.steps > 1
+        return self.mode == "compiled" and one_chunk and not several_steps
 
     def static(self) -> Any:
         """What a recorded graph holds constant."""
         return settings(self.learner)
 
+    def _static_step(self) -> Any:
+        """What a recorded inner step holds constant: as much, but not how many there are."""
+        return settings(self.learner, but=("steps", "recompute", "chunk_size", "vectorize"))
+
     @property
     def rolled(self) -> bool:
         """Whether the compiled meta-gradient is put together from pieces, rather than being one graph."""
-        return self._stepwise is not None and self._stepwise.steps > 1
+        if self._stepwise is None or getattr(self.learner, "vectorize", "auto") == "loop":
+            return False
+        return self._stepwise.steps > 1
 
     def values(self) -> tuple[Params, Params]:
         """The learner's meta-parameters, and its other tensors: buffers and frozen parameters."""
@@ -205,9 +217,6 @@ class Engine:
         seen = pytree.tree_map(torch.Tensor.detach, seen)
         return losses.detach(), seen, gradients([losses.sum()], None, leaves)
 
-    def _trainable(self) -> list[nn.Parameter]:
-        return [p for _, p in self.learner.named_parameters() if p.requires_grad]
-
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         with self._autocast(), AsProducts():
@@ -219,3 +228,9 @@ class Engine:
         # The cache of cast weights would keep a cast made at one level of differentiation for another.
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
             yield
+
+
+def _consistent(learner: StepwiseLearner) -> bool:
+    """Whether `outcomes` and `step` are of one class: a subclass with `outcomes` of its own has not these steps."""
+    owners = [next(c for c in type(learner).__mro__ if name in vars(c)) for name in ("outcomes", "step")]
+    return owners[0] is owners[1]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from headstart.types import Params, Task
+from headstart.vectorize import count_tasks
 
 
 def call(learner: Any, method: str, values: Params, *args: Any) -> Any:
@@ -16,20 +17,24 @@ def call(learner: Any, method: str, values: Params, *args: Any) -> Any:
     return torch.func.functional_call(_Method(learner, method), named, args)
 
 
-def settings(learner: Any) -> tuple[Any, ...]:
-    """What a recording of `learner` holds constant: its public attributes, and the modes of its layers."""
-    own = [value for name, value in vars(learner).items() if not name.startswith("_")]
-    return (*own, *(layer.training for layer in learner.modules()))
+def settings(learner: Any, but: Sequence[str] = ()) -> tuple[Any, ...]:
+    """What a recording of `learner` holds constant: its attributes, its layers, and their plain settings.
 
-
-def count(tasks: Task | Sequence[Task]) -> int:
-    """Number of tasks in a meta-batch."""
-    return pytree.tree_leaves(tasks)[0].shape[0] if isinstance(tasks, Task) else len(tasks)
+    Args:
+        learner: An `nn.Module`.
+        but: Names of attributes on which the recording does not depend.
+    """
+    own = [value for name, value in vars(learner).items() if not name.startswith("_") and name not in but]
+    for layer in learner.modules():
+        own.append(layer)
+        if layer is not learner:  # not whole numbers: a layer may count its calls
+            own += [value for value in vars(layer).values() if isinstance(value, (bool, float, str))]
+    return tuple(own)
 
 
 def chunks(tasks: Task | Sequence[Task], size: int | None) -> Iterator[Any]:
     """A meta-batch in parts of `size` tasks, the last one perhaps smaller."""
-    total = count(tasks)
+    total = count_tasks(tasks)
     if size is None or size >= total:
         yield tasks
         return

@@ -45,10 +45,10 @@ class FusedAdam:
         self.engine, self.optimizer, self.names, self.clipping = engine, optimizer, names, clipping
         self.update = Traced(self._update, engine.static)
         self._flat: Flat | None = None
-        self._first: Tensor | None = None
+        self._place: Any = None
 
-    def __call__(self, tasks: Task) -> tuple[Tensor, Tensor]:
-        """Each task's loss, and the norm of the meta-gradient before clipping.
+    def __call__(self, tasks: Task) -> tuple[Tensor, Any, Tensor]:
+        """Each task's loss, statistics, and the norm of the meta-gradient before clipping.
 
         Where that norm or the mean loss is not finite, no parameter has been updated.
 
@@ -57,18 +57,17 @@ class FusedAdam:
         """
         (group,) = self.optimizer.param_groups
         _, others = self.engine.values()
-        losses, seen, norm = self.update(self._kept(), others, torch.tensor(group["lr"]), tasks)
-        self.engine.learner.keep_statistics(seen)
-        return losses, norm
+        return self.update(self._kept(), others, torch.tensor(group["lr"], dtype=torch.float64), tasks)
 
     def _kept(self) -> Flat:
         """Meta-parameters and Adam's state, which stay where they are unless a state dict has been loaded."""
         (group,) = self.optimizer.param_groups
-        first = self.optimizer.state[group["params"][0]]
-        if self._flat is None or first.get("exp_avg") is not self._first:
+        first = group["params"][0]
+        place = id(self.optimizer.state[first].get("exp_avg")), first.dtype, first.device
+        if self._flat is None or place != self._place:
             meta = dict(zip(self.names, group["params"], strict=True))
             self._flat = Flat((meta, self._state()))
-            self._first = first["exp_avg"]
+            self._place = id(self.optimizer.state[first]["exp_avg"]), first.dtype, first.device
         return self._flat
 
     def _state(self) -> State:
@@ -96,7 +95,7 @@ class FusedAdam:
         (b1, b2), eps = group["betas"], group["eps"]
         for name, g in self._clipped(grads).items():
             updates = state.updates[name] + 1
-            c1, c2 = _bias_correction(b1, updates), _bias_correction(b2, updates)
+            c1, c2 = _bias_correction(b1, updates.double()), _bias_correction(b2, updates.double())
             mean = torch.lerp(state.mean[name], g, 1 - b1)
             square = b2 * state.square[name] + (1 - b2) * g * g
             stepped = meta[name] - lr * (mean / c1) / ((square / c2).sqrt() + eps)

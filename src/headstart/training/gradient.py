@@ -24,10 +24,6 @@ class NonFiniteError(ArithmeticError):
 class GradientLearner(Learner, Protocol):
     """What a gradient update asks of a learner; an `nn.Module` besides."""
 
-    def task_losses(self, tasks: Any) -> Tensor:
-        """Each task's loss, `[tasks]`, differentiable in the meta-parameters."""
-        ...
-
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
@@ -86,13 +82,15 @@ class GradientUpdater:
     def _update(self, tasks: Any) -> Metrics:
         if self.engine.single_graph(tasks):
             try:
-                losses, norm = self.compiled(tasks)
+                losses, seen, norm = self.compiled(tasks)
             except CannotCompileError as error:
                 self.engine.fall_back(error)
             else:
-                return self._checked(tasks, losses, norm)
+                metrics = self._checked(tasks, losses, norm)
+                self.learner.keep_statistics(seen)
+                return metrics
         self.optimizer.zero_grad()
-        losses = self.engine.gradient(tasks)
+        losses, seen = self.engine.compute(tasks)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         metrics = self._checked(tasks, losses, norm)  # before clipping, which would make infinity finite
         if self.clipping.value is not None:
@@ -100,6 +98,7 @@ class GradientUpdater:
         if self.clipping.norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clipping.norm)
         self.optimizer.step()
+        self.learner.keep_statistics(seen)
         return metrics
 
     def _checked(self, tasks: Any, losses: Tensor, norm: Tensor) -> Metrics:
@@ -134,7 +133,7 @@ class GradientUpdater:
             one = (
                 [tasks[i]] if not isinstance(tasks, Task) else pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks)
             )
-            grads = torch.autograd.grad(self.learner.task_losses(one).sum(), self.parameters, allow_unused=True)
+            grads = torch.autograd.grad(self.learner.outcomes(one)[0].sum(), self.parameters, allow_unused=True)
             if not all(torch.isfinite(g).all() for g in grads if g is not None):
                 return f"task {i} (of {count})"
         return "the meta-batch, though of no task alone,"

@@ -14,6 +14,7 @@ additions into a strided slice.
 `AsProducts` is the context in which it happens. Outside a compiler it is slower than the native kernels.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+MOST_POSITIONS = 256
+"""Positions of a kernel in an image above which a convolution stays native. Windows of larger images outgrow the
+caches, and what the compiler makes of them is far slower: 19 s instead of 4 on 84 x 84 (`docs/lab-log.md`)."""
 
 Kind = Literal["ab", "abT", "aTb"]
 Pair = tuple[int, int]
@@ -179,22 +184,26 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 class AsProducts(TorchFunctionMode):
     """A context in which convolutions and linear layers are computed as products, where that can be.
 
-    Dilated and grouped convolutions, and padding given by name, are left as they are.
+    Dilated and grouped convolutions, padding given by name, and large images are left as they are.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call `func`, or its equivalent here."""
         kwargs = kwargs or {}
         if func is F.linear:
-            return linear(*args, **kwargs)
+            return _linear_or_native(func, *args, **kwargs)
         if func in (F.conv2d, torch.conv2d):
             return _conv2d_or_native(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
+def _linear_or_native(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return func(input, weight, bias) if weight.dim() != 2 else linear(input, weight, bias)
+
+
 def _conv2d_or_native(
     func: Callable,
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Pair = 1,
@@ -202,10 +211,17 @@ def _conv2d_or_native(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    plain = groups == 1 and _pair(dilation) == (1, 1) and not isinstance(padding, str) and x.dim() == 4
-    if not plain:
-        return func(x, weight, bias, stride, padding, dilation, groups)
-    return conv2d(x, weight, bias, _pair(stride), _pair(padding))
+    plain = groups == 1 and _pair(dilation) == (1, 1) and not isinstance(padding, str) and input.dim() == 4
+    positions = [
+        _positions(size + 2 * pad, kernel, step)
+        for size, pad, kernel, step in zip(
+            input.shape[2:], _pair(padding) if plain else (0, 0), weight.shape[2:], _pair(stride), strict=False
+        )
+    ]
+    # Where the kernel is larger than the image, the native function says so.
+    if not plain or min(positions) < 1 or math.prod(positions) > MOST_POSITIONS:
+        return func(input, weight, bias, stride, padding, dilation, groups)
+    return conv2d(input, weight, bias, _pair(stride), _pair(padding))
 
 
 def _pair(value: Any) -> Pair:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from headstart.training.functional import added, call, count, gradients
+from headstart.training.functional import added, call, gradients
 from headstart.training.tracing import Traced
 from headstart.types import Params, Task
+from headstart.vectorize import count_tasks
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
@@ -43,7 +44,7 @@ class Sweep:
         leaves = _leaves(meta)
         begin = call(self.learner, "start", leaves | buffers)
         tensors, structure = pytree.tree_flatten(begin)
-        size = count(tasks)
+        size = count_tasks(tasks)
         carry = pytree.tree_unflatten([t.detach().expand(size, *t.shape).contiguous() for t in tensors], structure)
         path = []
         for _ in range(self.learner.steps - 1):

@@ -10,9 +10,10 @@ Compiled code is kept on disk by PyTorch, under `TORCHINDUCTOR_CACHE_DIR`, and f
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,13 +34,16 @@ class DrawsRandomNumbersError(CannotCompileError):
 class Flat:
     """A tree of tensors, flattened: what is passed again and again, unchanged but in place, is flattened once."""
 
-    signatures: ClassVar[dict[Any, int]] = {}
-    """Structures and shapes seen so far, by number: comparing numbers takes no time."""
-
     def __init__(self, tree: Any):
         self.leaves, self.structure = pytree.tree_flatten(tree)
-        form = (self.structure, tuple((leaf.shape, leaf.dtype, leaf.stride()) for leaf in self.leaves))
-        self.signature = self.signatures.setdefault(form, len(self.signatures))
+        self.form = self.structure, tuple((t.shape, t.dtype, t.device, t.stride()) for t in self.leaves)
+        self.hash = hash(self.form)  # of a tree's structure it takes longer than a small graph
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Flat) and self.form == other.form)
 
 
 class Traced:
@@ -63,12 +67,14 @@ class Traced:
             CannotCompileError: It cannot be recorded as one graph, or the compiler failed.
             DrawsRandomNumbersError: It draws random numbers, and must be repeatable.
         """
-        flats = [tree if isinstance(tree, Flat) else Flat(tree) for tree in trees]
+        # Slices and expanded tensors become dense: a graph is compiled for the strides of dense ones.
+        flats = [t if isinstance(t, Flat) else Flat(pytree.tree_map(torch.Tensor.contiguous, t)) for t in trees]
         leaves = [leaf for flat in flats for leaf in flat.leaves]
-        static = self.static()
-        key = (tuple(map(id, static)), tuple(flat.signature for flat in flats))
+        key = (*map(id, self.static()), *flats)
         if key not in self.compiled:
             run, outputs = self._compile(flats, leaves)
+            static = self.static()  # again: running `fn` may have settled something, such as how to vectorise
+            key = (*map(id, static), *flats)
             self.compiled[key] = run, outputs, static  # kept, so that no `id` is used again
         run, outputs, _ = self.compiled[key]
         with torch.no_grad():
@@ -97,6 +103,7 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
         graph = make_fx(fn)(*examples)
         graph.graph.eliminate_dead_code()
         graph.recompile()
+        _check_closed(graph)
         drawing = random_operations(graph)
         if repeatable and drawing:
             raise DrawsRandomNumbersError(f"it draws random numbers: {', '.join(sorted(set(drawing)))}")
@@ -113,7 +120,8 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     inputs: list[Any] = list(examples)
     for _ in range(_DAMAGED_FILES):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own parts
                 run: Any = compile_graph(graph, inputs, {"fallback_random": True})
             return run
         except Exception as error:
@@ -130,9 +138,11 @@ _DAMAGED_FILES = 10
 
 
 def _damaged_library(error: BaseException | None) -> Path | None:
-    """A compiled file that cannot be loaded: a process killed while it was written leaves it too short."""
+    """A file of the cache that cannot be loaded: a process killed while it was written leaves it too short."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     while error is not None:
-        if isinstance(error, ImportError) and error.path is not None and error.path.endswith(".so"):
+        if isinstance(error, ImportError) and error.path is not None and Path(error.path).is_relative_to(cache_dir()):
             return Path(error.path)
         error = error.__cause__ or error.__context__
     return None
@@ -140,6 +150,15 @@ def _damaged_library(error: BaseException | None) -> Path | None:
 
 def _gpus(leaves: list[Tensor]) -> list[torch.device]:
     return list({leaf.device for leaf in leaves if leaf.device.type == "cuda"})
+
+
+def _check_closed(graph: GraphModule) -> None:
+    """A recorded constant must not be something learned: it would stay as it is, and get no gradient."""
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and getattr(getattr(graph, str(node.target), None), "requires_grad", False):
+            raise CannotCompileError(
+                "it depends on a tensor that requires gradients and is none of the learner's parameters: register it"
+            )
 
 
 def random_operations(graph: GraphModule) -> list[str]:

@@ -10,13 +10,17 @@ import torch
 from torch import nn
 
 from headstart.training.engine import Engine, Learner, Mode, Precision
-from headstart.training.functional import count
 from headstart.types import Task
+from headstart.vectorize import count_tasks
 
 ModeOrAuto = Mode | Literal["auto"]
 
-WORTH_COMPILING_S = 60.0
-"""Compiling takes one to two minutes where it is done for the first time: a shorter eager run is not worth it."""
+WORTH_COMPILING_S = 180.0
+"""Compiling takes up to three minutes where it is done for the first time: a shorter eager run is not worth it."""
+WORTH_MEASURING = 200
+"""Iterations below which nothing is measured: finding the best chunk takes about as long as twenty."""
+CHUNK = 16
+"""Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
 """Timed gradients of each candidate, after one to warm up; the median counts."""
 HOPELESS = 2.0
@@ -53,12 +57,17 @@ def choose(
         mode: A mode, or `"auto"`: `"graphed"` or `"eager"` on a GPU; elsewhere `"compiled"` if the whole run
             would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
-            mode, in which every candidate is ready at once. What is compiled takes over that number.
+            mode, in which every candidate is ready at once. What is compiled takes over that number. In runs of
+            less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager.
         precision: See `Engine`.
         iterations: Length of the run.
     """
     measure = _Measurement(learner, tasks, precision)
-    total = count(tasks)
+    total = count_tasks(tasks)
+    if iterations < WORTH_MEASURING and not measure.on_gpu:
+        given = min(CHUNK, total) if chunk_size == "auto" else chunk_size
+        return Choice("eager" if mode == "auto" else mode, given or total, precision, [])
+    _log.info("Measuring how to compute meta-gradients fastest ...")
     open_chunks = _candidates(total) if chunk_size == "auto" else [total if chunk_size is None else chunk_size]
     if len(open_chunks) > 1 or (mode == "auto" and not measure.on_gpu):
         chunk = min(open_chunks, key=lambda size: measure("eager", size))

@@ -1,0 +1,158 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import normed, tasks_of
+from torch import nn
+from torch.testing import assert_close
+
+from headstart import MAML, SGD, Task
+from headstart.training import tuning
+from headstart.training.tuning import CHUNK, WORTH_COMPILING_S, WORTH_MEASURING, choose
+from headstart.vectorize import count_tasks
+
+TASKS = 6
+FAST, SLOW = 1.0, 100.0
+LONG = round(WORTH_COMPILING_S / SLOW * 1e3)
+
+
+class Clock:
+    """A clock that moves only when a meta-gradient is computed, by what that costs."""
+
+    def __init__(self, cost_ms):
+        self.now_s, self.cost_ms, self.calls = 0.0, cost_ms, []
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Gives what sets the costs: `clock(lambda mode, chunk_size: milliseconds)`; compiling fails at infinity."""
+
+    def install(cost_ms) -> Clock:
+        made = Clock(cost_ms)
+
+        class Engine:
+            def __init__(self, learner, *, mode, chunk_size, precision):
+                self.learner, self.mode, self.chunk_size = learner, mode, chunk_size
+
+            def compute(self, tasks: Task) -> None:
+                made.calls.append((self.mode, self.chunk_size))
+                cost = made.cost_ms(self.mode, self.chunk_size)
+                if cost == float("inf"):
+                    self.mode = "eager"
+                else:
+                    made.now_s += cost / 1e3
+
+        monkeypatch.setattr(tuning, "Engine", Engine)
+        monkeypatch.setattr(tuning, "time", made)
+        return made
+
+    return install
+
+
+def learner_of() -> MAML:
+    model = nn.Sequential(normed(), nn.Dropout(0.3), nn.Linear(1, 1).double())
+    return MAML(model, F.mse_loss, inner=SGD(0.1))
+
+
+def choose_for(iterations=300, **settings):
+    return choose(learner_of(), tasks_of(TASKS), iterations=iterations, **settings)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(("tasks", "chunk"), [(6, 6), (40, CHUNK)])
+    def test_a_run_of_a_few_iterations_is_not_measured(self, clock, tasks, chunk):
+        times = clock(lambda mode, size: FAST)
+        choice = choose(learner_of(), tasks_of(tasks), iterations=10)
+        assert (choice.mode, choice.chunk_size, choice.measured, times.calls) == ("eager", chunk, [], [])
+
+    def test_the_fastest_chunk_size(self, clock):
+        clock(lambda mode, size: abs(size - 4) + 1.0)
+        choice = choose_for()
+        assert (choice.mode, choice.chunk_size, choice.precision) == ("eager", 4, "float32")
+        assert [(r["mode"], r["chunk_size"], r["ms"]) for r in choice.measured] == [
+            ("eager", 1, 4.0),
+            ("eager", 2, 3.0),
+            ("eager", 4, 1.0),
+            ("eager", 6, 3.0),
+        ]
+
+    def test_a_short_run_stays_eager_and_compiles_nothing(self, clock):
+        times = clock(lambda mode, size: SLOW if mode == "eager" else FAST)
+        assert choose_for(iterations=1799).mode == "eager"  # 179.9 s
+        assert {mode for mode, _ in times.calls} == {"eager"}
+
+    @pytest.mark.parametrize(("compiled_ms", "mode"), [(99.0, "compiled"), (101.0, "eager"), (float("inf"), "eager")])
+    def test_a_long_run_is_compiled_if_that_is_faster(self, clock, compiled_ms, mode):
+        times = clock(lambda mode, size: SLOW if mode == "eager" else compiled_ms)
+        choice = choose_for(iterations=1801)
+        assert choice.mode == mode
+        recorded = None if compiled_ms == float("inf") else compiled_ms  # JSON knows no infinity
+        assert choice.measured[-1] == {"mode": "compiled", "chunk_size": choice.chunk_size, "ms": recorded}
+        assert len([call for call in times.calls if call[0] == "compiled"]) == (1 if compiled_ms == float("inf") else 4)
+
+    def test_what_is_compiled_takes_over_the_chunk_size(self, clock):
+        times = clock(lambda mode, size: SLOW + abs(size - 2) if mode == "eager" else FAST)
+        choice = choose_for(iterations=10**6)
+        assert (choice.mode, choice.chunk_size) == ("compiled", 2)
+        assert {size for mode, size in times.calls if mode == "compiled"} == {2}
+
+    def test_a_hopeless_candidate_is_timed_once(self, clock):
+        times = clock(lambda mode, size: {1: 10.0, 2: 19.0, 4: 21.0, 6: 5.0}[size])
+        assert choose_for().chunk_size == 6
+        timed = [times.calls.count(("eager", size)) - 1 for size in (1, 2, 4, 6)]  # one is to warm up
+        assert timed == [3, 3, 1, 3]
+
+    def test_the_median_counts(self, clock):
+        costs = {1: iter([50.0, 10.0, 19.0, 11.0]), 6: iter([1.0, 12.0, 12.0, 12.0])}  # the first one is to warm up
+        clock(lambda mode, size: next(costs[size]) if size in costs else SLOW)
+        choice = choose_for()
+        assert choice.chunk_size == 1
+        assert choice.measured[0]["ms"] == 11.0
+        assert choice.measured[-1]["ms"] == 12.0
+
+    @pytest.mark.parametrize(("given", "chosen"), [(3, 3), (None, TASKS)])
+    @pytest.mark.parametrize("mode", ["eager", "compiled"])
+    def test_what_is_given_is_not_measured(self, clock, mode, given, chosen):
+        times = clock(lambda mode, size: FAST)
+        choice = choose_for(mode=mode, chunk_size=given, precision="bfloat16")
+        assert choice == (mode, chosen, "bfloat16", [])
+        assert not times.calls
+
+    def test_a_chunk_size_is_measured_for_a_mode_that_is_given(self, clock):
+        times = clock(lambda mode, size: float(size))
+        assert choose_for(mode="compiled")[:2] == ("compiled", 1)
+        assert {mode for mode, _ in times.calls} == {"eager"}
+
+    def test_one_task_has_one_candidate(self, clock):
+        clock(lambda mode, size: FAST)
+        choice = choose(learner_of(), tasks_of(1), iterations=WORTH_MEASURING)
+        assert (choice.mode, choice.chunk_size) == ("eager", 1)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("how", [{}, {"iterations": 10**9}, {"mode": "compiled"}], ids=str)
+def test_the_learner_is_left_as_it_was(how):
+    """With the real engine: whichever is faster here."""
+    learner, tasks = learner_of(), tasks_of(3)
+    for i, p in enumerate(learner.parameters()):
+        p.grad = None if i == 0 else torch.full_like(p, i)
+    state, grads = copy.deepcopy(learner.state_dict()), [p.grad for p in learner.parameters()]
+    kept, random_state = copy.deepcopy(grads), torch.get_rng_state()
+    settings = (learner.training, learner.steps, learner.chunk_size, learner.inner)
+    given = copy.deepcopy(tasks)
+    choice = choose(learner, tasks, **{"iterations": WORTH_MEASURING} | how)
+    assert choice.mode in ("eager", "compiled")
+    assert choice.chunk_size in (1, 2, 3)
+    assert choice.measured
+    assert all(record["ms"] > 0 for record in choice.measured)
+    assert_close(learner.state_dict(), state, rtol=0, atol=0)
+    assert all(p.grad is grad for p, grad in zip(learner.parameters(), grads, strict=True))
+    assert all(torch.equal(a, b) if a is not None else b is None for a, b in zip(grads, kept, strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert settings == (learner.training, learner.steps, learner.chunk_size, learner.inner)
+    assert_close(tasks, given, rtol=0, atol=0)
+    assert count_tasks(tasks) == 3
