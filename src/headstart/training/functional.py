@@ -27,8 +27,8 @@ def settings(learner: Any, but: Sequence[str] = ()) -> tuple[Any, ...]:
     own = [value for name, value in vars(learner).items() if not name.startswith("_") and name not in but]
     for layer in learner.modules():
         own.append(layer)
-        if layer is not learner:  # not whole numbers: a layer may count its calls
-            own += [value for value in vars(layer).values() if isinstance(value, (bool, float, str))]
+        if layer is not learner:
+            own += [value for value in vars(layer).values() if isinstance(value, (bool, int, float, str))]
     return tuple(own)
 
 
