@@ -24,7 +24,7 @@ check: .venv/dev  ## linter, formatter, types, import contracts
 bench: .venv-bench/ready  ## us and other libraries, side by side, into benchmarks/results/; BENCH=--quick for minutes
 	$(BENCH_BIN)/python -m benchmarks.speed $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.scaling $(BENCH)
-	$(BENCH_BIN)/python -m benchmarks.memory
+	$(BENCH_BIN)/python -m benchmarks.memory $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.report README.md
 
 results: .venv/demo  ## rebuild the results tables from docs/results/

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart import SGD, Batch, Params, Task, trajectory
-from headstart.recipes import work
+from headstart.recipes import SupervisedRecipe, work
 from headstart.training.evaluate import fixed_tasks
 from headstart.training.files import write_json
 from headstart.training.run import Run
@@ -50,6 +50,7 @@ def _norm(v: Params) -> Tensor:
 def measure(run: Run, num_tasks: int, steps: int) -> dict[str, object]:
     """Sharpness and error per task and step, summed up."""
     recipe, learner, iteration = work.trained(run)
+    assert isinstance(recipe, SupervisedRecipe)
     theta = {name: p.detach() for name, p in learner.model.named_parameters()}
     rate = recipe.inner_lr
 

@@ -32,8 +32,8 @@ import headstart
 from benchmarks.gpu_files import read_params, write_params
 from benchmarks.gpu_modes import ModeName, Update, gradient, peak_memory, set_precision, update
 from benchmarks.gpu_train import Settings, train
-from benchmarks.peers import SYSTEMS, Prepared
-from benchmarks.works import Sizes, Work, gradients, initial, work_named
+from benchmarks.peers import SYSTEMS, Prepared, plain
+from benchmarks.works import Sizes, Work, initial, work_named
 from headstart.training.engine import Engine
 from headstart.training.tuning import choose
 from headstart.types import Params, Task
@@ -74,14 +74,12 @@ class Worker:
         logging.getLogger("headstart").addHandler(self.warnings)
 
     def reference(self, work: str, overrides: Sizes, file: str) -> dict[str, Any]:
-        """Write the meta-gradient of the eager mode in double precision."""
+        """Write the meta-gradient of the plain loop in double precision: none of the engine's code takes part."""
         self._release()
         began = time.perf_counter()
         placed = self._work(work, overrides)
-        learner = _learner(placed).double()
-        tasks = pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, placed.sample())
-        Engine(learner).gradient(tasks)
-        write_params(Path(file), gradients(learner.model))
+        with torch.device(self.device):
+            write_params(Path(file), plain.prepare(placed, dtype=torch.float64).gradient())
         return {"seconds": time.perf_counter() - began}
 
     def check(

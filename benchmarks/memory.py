@@ -125,11 +125,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="1 and 5 steps, one repeat")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(**json.loads(options.measure))))
         return
+    if options.quick:
+        options.steps, options.repeats = [1, 5], 1
     points: dict[int, dict[str, Any]] = {}
     for steps in options.steps:
         points[steps] = {}

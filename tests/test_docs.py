@@ -16,7 +16,7 @@ def test_python_examples_run(page, capsys):
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code.replace("range(1000)", "range(3)"), page.name, "exec"), names)
-    assert {"adapted", "losses"} & names.keys()
+    assert {"speed.md": "losses"}.get(page.name, "adapted") in names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

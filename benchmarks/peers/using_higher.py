@@ -12,7 +12,7 @@ def prepare(work: Work, first_order: bool = False) -> Prepared:
     """The work as higher's Omniglot example writes it."""
     model = native(work.model())
     start, tasks = initial(model), unbind(work.sample())
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     inner = torch.optim.SGD(model.parameters(), lr=work.inner_lr)
 
     def step() -> None:

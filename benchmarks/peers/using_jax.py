@@ -37,24 +37,24 @@ def prepare(work: Work, first_order: bool = False) -> Prepared:
         params, _ = jax.lax.scan(inner_step, params, length=work.steps, unroll=work.steps < SCANNED_FROM)
         return loss(network(params, query), answers)
 
-    def meta_loss(params):
+    def meta_loss(params, batch):
         if work.family in MAPPED:
             return jax.lax.map(lambda task: query_loss(params, *task), batch).mean()
         return jax.vmap(query_loss, (None, 0, 0, 0, 0))(params, *batch).mean()
 
     @jax.jit
-    def iterate(params, state):
-        grads = jax.grad(meta_loss)(params)
+    def iterate(params, state, batch):
+        grads = jax.grad(meta_loss)(params, batch)
         updates, state = adam.update(grads, state)
         return optax.apply_updates(params, updates), state, grads
 
     now = {"params": theta, "state": adam.init(theta)}
 
     def step() -> None:
-        now["params"], now["state"], _ = jax.block_until_ready(iterate(now["params"], now["state"]))
+        now["params"], now["state"], _ = jax.block_until_ready(iterate(now["params"], now["state"], batch))
 
     def gradient() -> Params:
-        _, _, grads = iterate(theta, adam.init(theta))
+        _, _, grads = iterate(theta, adam.init(theta), batch)
         return {name: torch.from_numpy(np.array(g)) for name, g in grads.items()}
 
     return Prepared(step, gradient)

@@ -49,7 +49,7 @@ def prepare(work: Work, first_order: bool = False) -> Prepared:
     fast = model.get_fast_weights()
     algorithm = MAML(
         model=model,
-        optimizer=torch.optim.Adam(fast.values(), lr=1e-3),
+        optimizer=torch.optim.Adam(fast.values(), lr=1e-3, fused=True),
         inner_optimizer=InnerSGD(fast, first_order=first_order, inner_lr=work.inner_lr, learn_lr=False),
         support_loss_fn=_Loss(work),
         inner_steps=work.steps,

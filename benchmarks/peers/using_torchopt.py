@@ -20,7 +20,7 @@ def prepare(work: Work, vectorized: bool = False) -> Prepared:
     """The work as TorchOpt's Omniglot examples write it."""
     model = native(work.model())
     start = initial(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     backward = _vectorized(work, model) if vectorized else _loop(work, model)
 
     def step() -> None:

@@ -54,7 +54,7 @@ def batch_statistics(
             f"Batch statistics need more than one value per channel, got input of shape {tuple(x.shape)}: "
             "give more examples per task, or use norm='running'."
         )
-    mean, variance = _moments(_wide(x), [0, *range(2, x.dim())])
+    mean, variance = _moments(widened(x), [0, *range(2, x.dim())])
     mean, variance = mean.flatten(), variance.flatten()
     return Statistics(mean, variance, variance.detach() * (count / (count - 1)))
 
@@ -104,7 +104,7 @@ def _batch_norm(
 ) -> Tensor:
     shape = [1, -1] + [1] * (x.dim() - 2)
     mean, variance, _ = mode.statistics(x, running_mean, running_var, training)
-    normalized = (_wide(x) - mean.reshape(shape)) * (variance + eps).rsqrt().reshape(shape)
+    normalized = (widened(x) - mean.reshape(shape)) * (variance + eps).rsqrt().reshape(shape)
     return _affine(normalized, _shaped(weight, shape), _shaped(bias, shape)).to(x.dtype)
 
 
@@ -136,7 +136,7 @@ def _instance_norm(
 
 
 def _standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    wide = _wide(x)
+    wide = widened(x)
     mean, variance = _moments(wide, dims)
     return (wide - mean) * (variance + eps).rsqrt()
 
@@ -150,7 +150,7 @@ def _shaped(tensor: Tensor | None, shape: list[int]) -> Tensor | None:
     return None if tensor is None else tensor.reshape(shape)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
     """`x` in at least single precision, in which the native kernels, too, compute their statistics."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 

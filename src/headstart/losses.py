@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from headstart.exact import Exact
+from headstart.exact import Exact, widened
 from headstart.types import Params
 
 Criterion = Callable[..., Tensor]
@@ -49,11 +49,7 @@ def _without_autocast(criterion: Criterion, outputs: Any, *args: Any, **kwargs: 
     if not active:
         return criterion(outputs, *args, **kwargs)
     with torch.autocast(active.pop(), enabled=False):
-        return criterion(pytree.tree_map_only(Tensor, _wide, outputs), *args, **kwargs)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+        return criterion(pytree.tree_map_only(Tensor, widened, outputs), *args, **kwargs)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ LossFn = Callable[[Params, Any], Tensor]
 Metrics = dict[str, float]
 
 
+class NonFiniteError(ArithmeticError):
+    """A meta-loss or meta-gradient was not finite; names the task."""
+
+
 class Batch(NamedTuple):
     """Examples and what is to be predicted for them.
 
@@ -51,10 +55,13 @@ class TaskSource(ABC):
     """Where tasks come from: an endless supply, drawn a meta-batch at a time."""
 
     @abstractmethod
-    def sample(self, size: int, generator: torch.Generator) -> Task:
-        """A meta-batch of `size` tasks, drawn with `generator` and on its device."""
+    def sample(self, size: int, generator: torch.Generator) -> Any:
+        """A meta-batch of `size` tasks, drawn with `generator` and on its device.
 
-    def batches(self, size: int, seed: int = 0, device: torch.device | str = "cpu") -> Iterator[Task]:
+        What a task is, the learner knows: for supervised ones a `Task`, for policies a row of numbers.
+        """
+
+    def batches(self, size: int, seed: int = 0, device: torch.device | str = "cpu") -> Iterator[Any]:
         """Meta-batches of `size` tasks, without end, the same ones for the same seed."""
         rng = generator(seed, "batches", device=device)
         while True:

@@ -133,6 +133,13 @@ class TestChoice:
         assert (choice.mode, choice.chunk_size) == ("eager", 1)
 
 
+def test_a_choice_makes_an_engine():
+    learner = learner_of()
+    engine = choose(learner, tasks_of(3), mode="compiled", chunk_size=2, precision="bfloat16").engine(learner)
+    assert engine.learner is learner
+    assert (engine.mode, engine.chunk_size, engine.precision) == ("compiled", 2, "bfloat16")
+
+
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("how", [{}, {"iterations": 10**9}, {"mode": "compiled"}], ids=str)
 def test_the_learner_is_left_as_it_was(how):

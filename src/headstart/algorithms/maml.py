@@ -5,7 +5,7 @@
     inner.lr                     alpha                       a number, or a tensor per parameter
     the outer optimiser's rate   beta                        a number
     tasks.support, tasks.query   D_i, D'_i                   [tasks, examples, ...]
-    task_loss(task)              L_Ti(f_theta'_i) on D'_i    scalar
+    query_loss(adapted, task)    L_Ti(f_theta'_i) on D'_i    scalar
     forward(tasks)               the sum of line 8           scalar
 
 Differs: the meta-loss is the mean over tasks where line 8 has the sum, as in the released code, so that the
@@ -118,10 +118,8 @@ class MAML(nn.Module):
         return losses
 
     def outcomes(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Seen]:
-        """Each task's query loss after adaptation, `[tasks]`, and its batch norms' statistics; changes nothing."""
-        theta: Params = dict(self.model.named_parameters())
-
-        support_loss, (fast, held) = self._support_loss(self.model), self._parts(theta)
+        """Each task's query loss after adaptation, `[tasks]`, and its batch norms' statistics, which are not kept."""
+        support_loss, (fast, held) = self._support_loss(self.model), self._parts(dict(self.model.named_parameters()))
         recompute = self.steps >= RECOMPUTE_FROM if self.recompute == "auto" else self.recompute
         settings = {"first_order": self.first_order, "recompute": recompute}
 

@@ -42,7 +42,7 @@ class Replayed:
     Args:
         accumulate: The function; it adds to the parameters' `.grad`.
         learner: The module whose parameters these are; it is captured with the memory they are in.
-        static: Whatever else the function depends on; another value is another capture.
+        static: Whatever else the function depends on, a tuple of objects; another object is another capture.
         capture: How to capture a computation.
     """
 
@@ -50,7 +50,7 @@ class Replayed:
         self,
         accumulate: Callable[[Any], Any],
         learner: Any,
-        static: Callable[[], Any] = lambda: None,
+        static: Callable[[], Any] = tuple,
         capture: Capture = cuda_graph,
     ):
         self.accumulate, self.learner, self.static, self.capture = accumulate, learner, static, capture
@@ -64,7 +64,9 @@ class Replayed:
         shapes = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
         key = (*map(id, static), structure, *memory, *shapes)
         if key not in self.captured:
-            self.captured[key] = (*self._record(leaves, structure), static)  # kept, so that no `id` is used again
+            with torch.cuda.device_of(parameters[0]):
+                recorded = self._record(leaves, structure)
+            self.captured[key] = (*recorded, static)  # kept, so that no `id` is used again
         inputs, replay, outputs, grads, _ = self.captured[key]
         for p, grad in zip(parameters, grads, strict=True):
             if grad is not None and p.grad is grad:  # of the last call, which the replay overwrites

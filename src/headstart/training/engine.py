@@ -38,7 +38,7 @@ class Learner(Protocol):
     """What the engine asks of a learner; an `nn.Module` besides."""
 
     def outcomes(self, tasks: Any) -> tuple[Tensor, Any]:
-        """Each task's loss, `[tasks]`, differentiable in the meta-parameters; and statistics. Changes nothing."""
+        """Each task's loss, `[tasks]`, differentiable in the meta-parameters; and statistics, which it only reads."""
         ...
 
     def keep_statistics(self, seen: Any) -> None:
@@ -91,7 +91,7 @@ class Engine:
     these change; what a function of yours closes over is a constant of it.
 
     Raises:
-        ValueError: A setting is unknown, or needs a GPU that is not there.
+        ValueError: A setting is unknown, or the mode needs a learner on a GPU.
     """
 
     def __init__(
@@ -102,9 +102,10 @@ class Engine:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}.")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or None for all tasks at once, got {chunk_size}.")
-        if mode == "graphed" and not torch.cuda.is_available():
+        device = next(p.device for _, p in learner.named_parameters())
+        if mode == "graphed" and device.type != "cuda":
             raise ValueError(
-                "mode='graphed' captures CUDA graphs, and there is no GPU here: use 'compiled' or 'eager'."
+                f"mode='graphed' captures CUDA graphs, and the learner is on {device}: use 'compiled' or 'eager'."
             )
         self.learner, self.chunk_size = learner, chunk_size
         self.precision: Precision = precision

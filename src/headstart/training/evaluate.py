@@ -50,7 +50,7 @@ TASKS_AT_ONCE = 50
 
 def fixed_tasks(
     source: TaskSource, num_tasks: int, seed: int, purpose: str = TEST, device: torch.device | str = "cpu"
-) -> Iterator[Task]:
+) -> Iterator[Any]:
     """The list of tasks that `seed` and `purpose` stand for, in meta-batches; the same on every device."""
     rng = generator(seed, purpose)
     for start in range(0, num_tasks, TASKS_AT_ONCE):

@@ -11,14 +11,10 @@ from torch.utils import _pytree as pytree
 from headstart.training.engine import Engine, Learner
 from headstart.training.fused import Clipping, FusedAdam
 from headstart.training.tracing import CannotCompileError
-from headstart.types import Metrics, Task
+from headstart.types import Metrics, NonFiniteError, Task
 
 Schedule = Literal["constant", "cosine", "linear"]
 """How the meta step size changes: not at all, or down to zero along half a cosine or a line."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A meta-loss or meta-gradient was not finite; names the task."""
 
 
 class GradientLearner(Learner, Protocol):

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.training.checkpoint import load_state, save_parameters, save_state
-from headstart.training.gradient import NonFiniteError
 from headstart.training.run import Run
-from headstart.types import Metrics, TaskSource, Updater, generator
+from headstart.types import Metrics, NonFiniteError, TaskSource, Updater, generator
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +90,8 @@ class Trainer:
             FileError: The run folder cannot be written.
         """
         last = self.settings.iterations
+        if last == self.iteration == 0:  # nothing to learn: the initialisation is what is kept
+            self._bookkeeping(final=True)
         while self.iteration < last and not stop():
             began = time.perf_counter()
             tasks = self.source.sample(self.settings.meta_batch, self.sampler)
@@ -127,7 +128,7 @@ class Trainer:
 
     def _bookkeeping(self, final: bool) -> None:
         due = {name: final or self.iteration % every == 0 for name, every in self._intervals().items()}
-        if due["log"]:
+        if due["log"] and self.recent:
             means = {key: sum(m[key] for m in self.recent) / len(self.recent) for key in self.recent[0]}
             self.run.log({"kind": "train", "iteration": self.iteration, "seconds": round(self.seconds, 3), **means})
             self.recent = []

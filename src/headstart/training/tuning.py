@@ -37,6 +37,10 @@ class Choice(NamedTuple):
     precision: Precision
     measured: list[dict[str, Any]]
 
+    def engine(self, learner: Learner) -> Engine:
+        """An engine for `learner` with these settings."""
+        return Engine(learner, mode=self.mode, chunk_size=self.chunk_size, precision=self.precision)
+
 
 def choose(
     learner: Learner,
@@ -50,6 +54,15 @@ def choose(
     """The fastest way to compute the meta-gradient of `tasks`, of those left open.
 
     The learner is left as it was: parameters, gradients, running statistics, random state.
+
+    >>> import headstart
+    >>> learner = headstart.MAML(nn.Linear(1, 1), nn.functional.mse_loss)
+    >>> tasks = next(headstart.tasks.Sinusoids(shots=10).batches(size=4))
+    >>> choice = choose(learner, tasks, iterations=100)  # too few to be worth a measurement
+    >>> choice.mode, choice.chunk_size
+    ('eager', 4)
+    >>> choice.engine(learner).gradient(tasks).shape
+    torch.Size([4])
 
     Args:
         learner: To be trained.
