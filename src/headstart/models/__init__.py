@@ -2,5 +2,6 @@
 
 from headstart.models.conv4 import Conv4
 from headstart.models.mlp import MLP
+from headstart.models.policy import CategoricalPolicy, GaussianPolicy
 
-__all__ = ["MLP", "Conv4"]
+__all__ = ["MLP", "CategoricalPolicy", "Conv4", "GaussianPolicy"]

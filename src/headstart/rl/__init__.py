@@ -1,0 +1,1 @@
+"""Reinforcement learning: Algorithm 3 of the paper."""

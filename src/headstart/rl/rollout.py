@@ -1,0 +1,145 @@
+"""Sampling: every environment of every task steps together, and the policy is evaluated once for all of them."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from headstart.models.policy import Distribution
+from headstart.rl.problem import Environments
+from headstart.types import Params
+
+Budget = Literal["episodes", "steps"]
+"""What sampling counts: episodes, or the time steps of those complete by then."""
+
+
+class Rollouts(NamedTuple):
+    """Episodes; each tensor starts with `[tasks, rollouts, time]`, but `terminated`, which has no time.
+
+    The time axis is as long as the longest episode. What is not `valid` does not count; rewards are zero there. A
+    rollout with no valid step is no episode, but the place of one where another task has more.
+    """
+
+    observations: Tensor
+    """What the policy saw, `[tasks, rollouts, time, observation]`."""
+    actions: Tensor
+    """What it did, in its own units, before environments clip: `[..., time, action]`, or `[..., time]` if discrete."""
+    rewards: Tensor
+    """`[tasks, rollouts, time]`."""
+    valid: Tensor
+    """Bool: the episode still went on when this step was taken."""
+    terminated: Tensor
+    """`[tasks, rollouts]`, bool: ended by itself; otherwise it was cut off at the horizon."""
+    behaviour: Distribution
+    """The distribution that each action was drawn from."""
+
+    @property
+    def present(self) -> Tensor:
+        """Which rollouts are episodes, `[tasks, rollouts]`, bool."""
+        return self.valid[..., 0]
+
+    def returns(self) -> Tensor:
+        """The undiscounted return of every episode, `[tasks, rollouts]`."""
+        return self.rewards.sum(-1)
+
+    def mean_returns(self) -> Tensor:
+        """The mean over a task's episodes of the undiscounted return, `[tasks]`."""
+        return self.returns().sum(1) / self.present.sum(1)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps in all."""
+        return int(self.valid.sum())
+
+
+@torch.no_grad()
+def collect(
+    policy: nn.Module,
+    params: Params,
+    environments: Environments,
+    tasks: Tensor,
+    horizon: int,
+    generator: torch.Generator,
+    *,
+    per_task: bool = True,
+) -> Rollouts:
+    """One episode of every environment.
+
+    Args:
+        policy: From observations to a distribution over actions.
+        params: Its parameters, by name; with a leading tasks axis if `per_task`, else the same for all tasks.
+        environments: To be reset and stepped; their numbers of tasks and rollouts are those of the result.
+        tasks: What each row of environments is about, `[tasks, task]`.
+        horizon: Time steps at most.
+        generator: Everything random is drawn from it, in the environments too.
+        per_task: Whether each task has parameters of its own.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}.")
+    for name, p in params.items():
+        if per_task and (p.dim() == 0 or p.shape[0] != len(tasks)):
+            raise ValueError(f"Parameter {name!r} of shape {tuple(p.shape)} has no leading axis of {len(tasks)} tasks.")
+
+    def act(params: Params, observations: Tensor) -> Distribution:
+        return torch.func.functional_call(policy, params, (observations,))
+
+    batched = torch.vmap(act) if per_task else act
+    observations = environments.reset(tasks, generator).clone()  # environments may use their memory again
+    alive = torch.ones(observations.shape[:2], dtype=torch.bool)
+    terminated = torch.zeros_like(alive)
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
+    for _ in range(horizon):
+        distribution = batched(params, observations)
+        actions = distribution.sample(generator)
+        step = environments.step(actions, alive)
+        seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, distribution))
+        ended = alive & step.terminated
+        terminated = terminated | ended
+        alive = alive & ~ended
+        if not alive.any():
+            break
+        observations = torch.where(alive.unsqueeze(-1), step.observations, 0.0)
+    observed, acted, rewarded, valid, behaviour = pytree.tree_map(lambda *leaves: torch.stack(leaves, dim=2), *seen)
+    return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
+
+
+def filled(first: Rollouts, more: Callable[[], Rollouts], steps: int) -> Rollouts:
+    """Episodes of every task until together they have `steps` time steps: those complete by then.
+
+    So the released code samples: it restarts what has finished until a number of steps, not of episodes, is reached.
+    Where good episodes are short ones a mean over its episodes is above that over a fixed number of them.
+
+    Args:
+        first: The first episodes.
+        more: Gives further ones.
+        steps: Time steps per task.
+    """
+    parts = [first]
+    while torch.stack([part.valid.sum((1, 2)) for part in parts]).sum(0).min() < steps:
+        parts.append(more())
+    if len(parts) == 1:
+        return first
+    length = max(part.valid.shape[2] for part in parts)
+    joined: Rollouts = pytree.tree_map(
+        lambda *leaves: torch.cat([_padded(leaf, length) for leaf in leaves], dim=1), *parts
+    )
+    complete = joined.valid.sum(2).cumsum(1) <= steps
+    valid = joined.valid & complete.unsqueeze(2)
+    counted = joined._replace(valid=valid, rewards=joined.rewards * valid, terminated=joined.terminated & complete)
+    most = int(complete.sum(1).max())
+    return pytree.tree_map(lambda leaf: leaf[:, :most], counted)
+
+
+def _padded(leaf: Tensor, length: int) -> Tensor:
+    """The time axis, if there is one, filled up with zeros to `length`."""
+    if leaf.dim() == 2:
+        return leaf
+    missing = leaf.new_zeros(*leaf.shape[:2], length - leaf.shape[2], *leaf.shape[3:])
+    return torch.cat([leaf, missing], dim=2)
+
+
+def pooled(rollouts: Rollouts) -> Rollouts:
+    """The episodes of all tasks as those of one: `[1, tasks * rollouts, ...]`."""
+    return pytree.tree_map(lambda leaf: leaf.flatten(0, 1).unsqueeze(0), rollouts)

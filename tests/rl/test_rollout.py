@@ -1,0 +1,253 @@
+import pytest
+import torch
+from rl.by_hand import Line, small_policy
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from headstart.models.policy import Gaussian, GaussianPolicy
+from headstart.rl.problem import Environments, Step
+from headstart.rl.rollout import Rollouts, collect, filled, pooled
+
+LENGTHS = torch.tensor([[1, 3, 5, 2], [2, 4, 1, 3], [3, 5, 2, 4]])
+"""Of `Line`'s episodes, three tasks of four; 5 is longer than the horizon of 4."""
+
+
+class Clock(Environments):
+    """Observations `[task, rollout, time]`, rewards `10 * task + time`, NaN when over; notes what it was given.
+
+    It works in place: what it returned before changes at the next step, as where simulators share their memory.
+    """
+
+    def __init__(self, lengths: Tensor):
+        self.lengths, self.actions, self.alive, self.resets = lengths, [], [], 0
+
+    def reset(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        self.resets += 1
+        self.time, self.tasks = 0, tasks
+        rollouts = torch.arange(self.lengths.shape[1]).expand(self.lengths.shape)
+        self.seen = torch.stack([tasks.expand(self.lengths.shape), rollouts, torch.zeros(self.lengths.shape)], -1)
+        return self.seen.clone()
+
+    def step(self, actions: Tensor, alive: Tensor) -> Step:
+        self.actions.append(actions.clone())
+        self.alive.append(alive.clone())
+        self.time += 1
+        self.seen[..., 2] = self.time
+        self.seen[~alive] = float("nan")
+        rewards = torch.where(alive, 10.0 * self.tasks + self.time, float("nan"))
+        return Step(self.seen, rewards, self.lengths == self.time)
+
+
+class SharesItsFirst(Clock):
+    def reset(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
+        super().reset(tasks, generator)
+        return self.seen
+
+
+def shared(policy: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in policy.named_parameters()}
+
+
+def on_a_clock(lengths: Tensor, horizon: int, kind: type[Clock] = Clock) -> tuple[Clock, Rollouts]:
+    torch.manual_seed(0)
+    policy, clock = GaussianPolicy(3, 2, hidden=(4,)), kind(lengths)
+    tasks = torch.arange(1.0, len(lengths) + 1).unsqueeze(-1)
+    generator = torch.Generator().manual_seed(3)
+    return clock, collect(policy, shared(policy), clock, tasks, horizon, generator, per_task=False)
+
+
+def on_a_line(seed: int = 0, discrete: bool = False, dtype: torch.dtype = torch.float64) -> Rollouts:
+    generator = torch.Generator().manual_seed(seed)
+    problem, policy = Line(discrete, dtype=dtype), small_policy(discrete).to(dtype)
+    tasks = problem.sample(3, generator)
+    return collect(policy, shared(policy), problem.environments(3, 4), tasks, 4, generator, per_task=False)
+
+
+def test_what_is_kept_of_every_step_until_the_end_of_each_episode():
+    _, seen = on_a_clock(LENGTHS, horizon=4)
+    time = torch.arange(4)
+    valid = time < LENGTHS.unsqueeze(-1)
+    assert torch.equal(seen.valid, valid)
+    tasks = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    assert_close(seen.rewards, torch.where(valid, 10 * tasks + time + 1, 0.0))
+    expected = torch.stack(torch.broadcast_tensors(tasks, torch.arange(4.0).view(1, 4, 1), time.float()), -1)
+    assert_close(seen.observations, torch.where(valid.unsqueeze(-1), expected, 0.0))
+    assert torch.equal(seen.terminated, LENGTHS <= 4)
+
+
+def test_ended_at_the_very_horizon_is_ended_and_not_cut_off():
+    _, seen = on_a_clock(torch.tensor([[2, 3]]), horizon=2)
+    assert seen.terminated.tolist() == [[True, False]]
+    assert seen.valid.all()
+
+
+def test_returns_and_steps():
+    _, seen = on_a_clock(torch.tensor([[1, 9], [2, 3]]), horizon=3)
+    assert_close(seen.returns(), torch.tensor([[11.0, 11 + 12 + 13], [21 + 22, 21 + 22 + 23]]))
+    assert seen.steps == 1 + 3 + 2 + 3
+
+
+def test_it_stops_once_all_episodes_are_over():
+    clock, seen = on_a_clock(torch.tensor([[1, 2], [3, 1]]), horizon=50)
+    assert len(clock.actions) == 3
+    assert seen.rewards.shape == (2, 2, 3)
+    assert seen.observations.shape == (2, 2, 3, 3)
+    assert seen.actions.shape == (2, 2, 3, 2)
+    assert seen.terminated.all()
+
+
+def test_environments_are_told_who_is_alive_and_given_the_actions_that_are_kept():
+    clock, seen = on_a_clock(LENGTHS, horizon=4)
+    assert torch.equal(torch.stack(clock.alive, 2), seen.valid)
+    given = torch.stack(clock.actions, 2)
+    assert_close(seen.actions[seen.valid], given[seen.valid], rtol=0, atol=0)
+    assert given.isfinite().all()
+
+
+def test_nothing_of_an_ended_episode_gets_out():
+    for seen in (on_a_clock(LENGTHS, 4)[1], on_a_line(), on_a_line(discrete=True)):
+        assert (~seen.valid).any()
+        for leaf in (*seen[:5], *seen.behaviour):
+            assert not leaf.is_floating_point() or leaf.isfinite().all()
+        assert not seen.rewards[~seen.valid].any()
+        assert not seen.observations[~seen.valid].any()
+
+
+def test_first_observations_outlive_an_environment_that_reuses_its_memory():
+    _, seen = on_a_clock(LENGTHS, 4, SharesItsFirst)
+    assert_close(seen.observations, on_a_clock(LENGTHS, 4)[1].observations)
+
+
+def test_behaviour_is_the_distribution_at_the_observations_and_actions_are_drawn_from_it():
+    seen = on_a_line()
+    policy = small_policy()
+    with torch.no_grad():
+        expected = policy(seen.observations)
+    for kept, given in zip(seen.behaviour, expected, strict=True):
+        assert_close(kept[seen.valid], given[seen.valid])
+    # over many steps: standard normal
+    generator = torch.Generator().manual_seed(0)
+    problem = Line(horizon=4)
+    many = collect(
+        policy,
+        shared(policy),
+        problem.environments(1, 4000),
+        problem.sample(1, generator),
+        4,
+        generator,
+        per_task=False,
+    )
+    noise = ((many.actions - many.behaviour.mean) / many.behaviour.log_std.exp())[many.valid]
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.03
+
+
+def test_discrete_actions_are_integers_without_an_axis_of_their_own():
+    seen = on_a_line(discrete=True)
+    assert seen.actions.shape == (3, 4, 4)
+    assert seen.actions.dtype == torch.int64
+    assert set(seen.actions[seen.valid].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_seed_fixes_the_episodes_whatever_the_global_state(discrete):
+    torch.manual_seed(1)
+    first = on_a_line(5, discrete)
+    torch.manual_seed(2)
+    second, other = on_a_line(5, discrete), on_a_line(6, discrete)
+    for a, b in zip((*first[:5], *first.behaviour), (*second[:5], *second.behaviour), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.rewards, other.rewards)
+
+
+class Constant(nn.Module):
+    """Acts by its parameter alone, with hardly any noise."""
+
+    def __init__(self, value: float = 0.0):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([value]))
+
+    def forward(self, observations: Tensor) -> Gaussian:
+        mean = self.value.expand(*observations.shape[:-1], 1)
+        return Gaussian(mean, torch.full_like(mean, -20.0))
+
+
+def test_each_task_acts_by_its_own_parameters():
+    clock, values = Clock(torch.full((3, 2), 4)), torch.tensor([[5.0], [-7.0], [0.5]])
+    generator = torch.Generator().manual_seed(0)
+    seen = collect(Constant(), {"value": values}, clock, torch.zeros(3, 1), 4, generator)
+    assert_close(seen.actions, values.view(3, 1, 1, 1).expand(3, 2, 4, 1), atol=1e-6, rtol=0)
+
+
+def test_equal_parameters_per_task_or_shared_are_the_same():
+    policy, problem = small_policy(), Line()
+
+    def episodes(params: dict[str, Tensor], per_task: bool) -> Rollouts:
+        generator = torch.Generator().manual_seed(2)
+        return collect(policy, params, problem.environments(3, 4), torch.ones(3, 1), 4, generator, per_task=per_task)
+
+    one = episodes(shared(policy), per_task=False)
+    each = episodes({name: p.expand(3, *p.shape) for name, p in shared(policy).items()}, per_task=True)
+    assert_close(each.rewards, one.rewards)
+    assert_close(each.actions, one.actions)
+
+
+def test_no_graph_is_kept():
+    policy, problem = small_policy(), Line()
+    params = {name: p.expand(2, *p.shape) for name, p in policy.named_parameters()}
+    seen = collect(policy, params, problem.environments(2, 2), torch.ones(2, 1), 4, torch.Generator())
+    assert not any(leaf.requires_grad for leaf in (*seen[:5], *seen.behaviour))
+
+
+def test_parameters_without_a_tasks_axis_are_refused():
+    policy, problem = small_policy(), Line()
+    with pytest.raises(ValueError, match=r"'.*' of shape .* no leading axis of 2 tasks"):
+        collect(policy, shared(policy), problem.environments(2, 2), torch.ones(2, 1), 4, torch.Generator())
+
+
+def test_a_horizon_of_nothing_is_refused():
+    policy, problem = small_policy(), Line()
+    with pytest.raises(ValueError, match="horizon must be at least 1, got 0"):
+        collect(
+            policy, shared(policy), problem.environments(2, 2), torch.ones(2, 1), 0, torch.Generator(), per_task=False
+        )
+
+
+def test_pooled_episodes_are_those_of_one_task_in_order():
+    seen = on_a_line()
+    together = pooled(seen)
+    assert together.observations.shape == (1, 12, 4, 2)
+    assert together.terminated.shape == (1, 12)
+    for one, many in zip((*together[:5], *together.behaviour), (*seen[:5], *seen.behaviour), strict=True):
+        for task in range(3):
+            assert torch.equal(one[0, 4 * task : 4 * task + 4], many[task])
+
+
+def made(lengths: list[list[int]], first: int) -> Rollouts:
+    """Episodes of given lengths: step `t` of episode `e` of task `i` is rewarded by `100 i + 10 (first + e) + t`."""
+    tasks, rollouts, time = len(lengths), len(lengths[0]), max(map(max, lengths))
+    valid = torch.arange(time) < torch.tensor(lengths).unsqueeze(-1)
+    number = 100 * torch.arange(tasks)[:, None, None] + 10 * (first + torch.arange(rollouts))[:, None]
+    rewards = (number + torch.arange(time)) * valid.float()
+    spread = rewards.unsqueeze(-1).expand(tasks, rollouts, time, 2)
+    return Rollouts(spread, spread, rewards, valid, torch.tensor(lengths) < 4, Gaussian(spread, spread))
+
+
+def test_filling_goes_on_until_every_task_has_its_steps_and_drops_what_is_not_complete():
+    rounds = iter([made([[4, 4], [1, 2]], first=2), made([[4, 4], [3, 3]], first=4)])
+    seen = filled(made([[4, 4], [2, 1]], first=0), lambda: next(rounds), steps=8)
+    # Task 0 has 8 steps in its first two episodes; task 1 needs 2 + 1 + 1 + 2, then one of 3 would be a ninth.
+    assert seen.present.tolist() == [[True, True, False, False], [True, True, True, True]]
+    assert seen.valid.sum(2).tolist() == [[4, 4, 0, 0], [2, 1, 1, 2]]
+    assert_close(seen.rewards[0, 1], torch.tensor([10.0, 11, 12, 13]))
+    assert_close(seen.rewards[1, 3], torch.tensor([130.0, 131, 0, 0]))
+    assert not seen.terminated[0, 2:].any()
+    assert seen.observations.shape == (2, 4, 4, 2)
+    assert_close(seen.behaviour.mean[1, :, :, 0] * seen.valid[1], seen.rewards[1])
+    assert_close(seen.mean_returns()[1], torch.tensor((100 + 101 + 110 + 120 + 130 + 131) / 4))
+    assert next(rounds, None) is None
+
+
+def test_filling_leaves_full_episodes_as_they_are():
+    first = made([[4, 4], [4, 4]], first=0)
+    assert filled(first, lambda: pytest.fail("there are steps enough"), steps=8) is first
