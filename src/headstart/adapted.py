@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.recipes import CharacterRecipe, Recipe, SinusoidRecipe, restore
+from headstart.recipes import CharacterRecipe, SinusoidRecipe, SupervisedRecipe, restore
 from headstart.recipes.characters import SIZE
-from headstart.recipes.work import Checkpoint, trained, with_tuned_rate
+from headstart.recipes.work import Checkpoint, trained
 from headstart.tasks.images import read_image
 from headstart.training.files import FileError, read_json, read_tensors, write_json, write_tensors
 from headstart.training.run import Run
@@ -41,7 +41,7 @@ class Adapted:
     """
 
     model: nn.Module
-    recipe: Recipe
+    recipe: SupervisedRecipe
     classes: tuple[str, ...]
     about: dict[str, Any]
 
@@ -88,11 +88,13 @@ def adapt_run(
     Raises:
         InputError: The support set cannot be used.
     """
+    _check_takes_examples(run)
     recipe, learner, iteration = trained(run, checkpoint)
+    assert isinstance(recipe, SupervisedRecipe)
     steps = recipe.eval_steps if steps is None else steps
     if isinstance(recipe, SinusoidRecipe) and recipe.oracle:
         raise InputError("An oracle is given each task's amplitude and phase and has nothing to adapt to.")
-    rate = with_tuned_rate(recipe, learner, data, steps)
+    rate = recipe.with_tuned_rate(learner, data, steps)
     if isinstance(recipe, CharacterRecipe):
         batch, classes = _image_support(support, recipe.ways)
     else:
@@ -118,9 +120,12 @@ def load(folder: Path) -> Adapted:
         FileError: The folder holds no adapted model, or a damaged one.
     """
     if not (folder / "adapted.json").exists():
+        if Run(folder).exists:
+            _check_takes_examples(Run(folder))
         raise FileError(f"{folder} holds no adapted model: give a folder that `headstart adapt` wrote.")
     description = read_json(folder / "adapted.json")
     recipe = restore(description)
+    assert isinstance(recipe, SupervisedRecipe)
     model = recipe.model().eval()
     tensors, _ = read_tensors(folder / "model.safetensors")
     try:
@@ -129,6 +134,16 @@ def load(folder: Path) -> Adapted:
         raise FileError(f"{folder / 'model.safetensors'} does not fit adapted.json: {error}") from error
     about = {k: v for k, v in description.items() if k not in ("kind", "settings", "classes")}
     return Adapted(model, recipe, tuple(description["classes"]), about)
+
+
+def _check_takes_examples(run: Run) -> None:
+    config = run.config()
+    if not isinstance(restore(config), SupervisedRecipe):
+        raise InputError(
+            f"{run.path} is a run of {config['recipe']}: a policy, which adapts to episodes of its own and not to "
+            "files. In Python: `_, learner, _ = headstart.recipes.work.trained(Run(path))`, then "
+            "`learner.adapt(task, steps=1, generator=torch.Generator())` is the policy adapted to the task."
+        )
 
 
 def _image_support(folder: Path, ways: int) -> tuple[Batch, tuple[str, ...]]:

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-import torch
 import tyro
 from platformdirs import user_cache_dir
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -25,19 +24,18 @@ from headstart import adapted, recipes, terminal
 from headstart.allocator import keep_memory
 from headstart.layers import Norm
 from headstart.recipes import Recipe, work
+from headstart.recipes.recipe import TEST_SEED
+from headstart.recipes.supervised import Protocol
+from headstart.rl.rollout import Budget
 from headstart.training.run import Run
+from headstart.usage import Device, UsageError, check_data, check_idle, check_same_settings, device_for, flag
 
-R = TypeVar("R", bound=Recipe)
-Device = Literal["auto", "cpu", "cuda"]
+R = TypeVar("R", bound=Recipe[Any])
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 _DESCRIPTION = "Meta-learn an initialisation that gives any model a head start on a new task."
 
 _log = logging.getLogger("headstart")
-
-
-class UsageError(ValueError):
-    """The command was called in a way that cannot work."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,20 @@ class Train(Generic[R]):
     def run(self) -> int:
         """Train until the end or an interruption."""
         run = Run(self.out or Path("runs") / self.recipe)
+        check_idle(self.settings, recipes.experiment(self.recipe).recipe)
         recipe = self.settings.smoke() if self.smoke else self.settings
         config = work.config_of(self.recipe, recipe)
+        check_data(self.data, recipe, self.recipe)
+        device = device_for(self.device, recipe)
         try:
-            recipe.learner()
+            recipe.check(device)
         except ValueError as error:  # settings that only the network can judge, such as name patterns
             raise UsageError(str(error)) from error
         if run.exists:
             if not self.resume:
                 raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
-            _check_same_settings(run, config)
-        trainer = work.trainer_for(recipe, run, self.data, _device(self.device))
+            check_same_settings(run, config, recipe)
+        trainer = recipe.trainer(run, self.data, device)
         if run.resumable:
             trainer.resume()
             if trainer.iteration >= recipe.iterations:
@@ -113,7 +114,7 @@ class Train(Generic[R]):
         with (
             terminal.signals() as received,
             logging_redirect_tqdm(),
-            terminal.progress(trainer, run, self.tensorboard) as observe,
+            terminal.progress(trainer, run, recipe.shown, self.tensorboard) as observe,
         ):
             finished = trainer.train(observe=observe, stop=lambda: bool(received))
         if not finished:
@@ -129,10 +130,14 @@ class Evaluate:
 
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    num_tasks: int = 600
-    """Number of test tasks."""
+    num_tasks: int | None = None
+    """Number of test tasks; 600, or 40 in control, unless given."""
     steps: int | None = None
     """Inner steps; the recipe's protocol unless given."""
+    rollouts: int | None = None
+    """Episodes per task and inner step, in control; the recipe's protocol unless given."""
+    budget: Budget | None = None
+    """What is counted for it, in control: episodes, or the steps of those complete; the recipe's unless given."""
     shots: int | None = None
     """Support examples (per class); the recipe's unless given."""
     queries: int | None = None
@@ -143,10 +148,10 @@ class Evaluate:
     """A second norm, to be measured on the same tasks and reported beside the first."""
     checkpoint: work.Checkpoint = "best"
     """Best on validation tasks, or the last."""
-    seed: int = work.TEST_SEED
+    seed: int = TEST_SEED
     """Which fixed list of test tasks."""
-    protocol: work.Protocol = "sampled"
-    """Tasks drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
+    protocol: Protocol | None = None
+    """Tasks drawn by the recipe (sampled), or Omniglot's own 20 runs of 20-way one-shot classification."""
     data: Path | None = None
     """Folder of data sets; the environment variable HEADSTART_DATA unless given."""
     device: Device = "auto"
@@ -158,36 +163,44 @@ class Evaluate:
 
     def run(self) -> int:
         """Evaluate and print."""
-        for name in ("num_tasks", "shots", "queries"):
+        for name in ("num_tasks", "rollouts", "shots", "queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+                raise UsageError(f"{flag(name)} must be at least 1, got {value}.")
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        measured = [self._measured(self.norm)]
+        asked = self._asked()
+        measured = [self._measured(asked)]
         shown = dict(measured[0])
         if self.beside is not None:
-            measured.append(self._measured(self.beside))
+            measured.append(self._measured({**asked, "norm": self.beside}))
             shown["beside"] = {"norm": measured[1]["norm"], "per_step": measured[1]["per_step"]}
         print(json.dumps(shown, allow_nan=False) if self.json else terminal.evaluation_text(shown))
         for result in measured:  # after printing: a full disk must not cost the numbers
             work.keep_evaluation(Run(self.run_folder), result)
         return 0
 
-    def _measured(self, norm: Norm | None) -> dict[str, Any]:
-        return work.evaluate_run(
-            Run(self.run_folder),
-            num_tasks=self.num_tasks,
-            steps=self.steps,
-            shots=self.shots,
-            queries=self.queries,
-            norm=norm,
-            checkpoint=self.checkpoint,
-            seed=self.seed,
-            protocol=self.protocol,
-            data=self.data,
-            device=_device(self.device),
-        )
+    def _asked(self) -> dict[str, Any]:
+        """The conditions that were given; all of them must mean something to the run's recipe."""
+        config = Run(self.run_folder).config()
+        recipe = recipes.restore(config)
+        known = [field.name for field in fields(recipe.conditions)]
+        names = ("num_tasks", "steps", "rollouts", "budget", "shots", "queries", "norm", "protocol", "seed")
+        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        wrong = [name for name in asked if name not in known]
+        wrong += ["beside"] if self.beside is not None and "norm" not in known else []
+        if wrong:
+            raise UsageError(
+                f"{', '.join(map(flag, wrong))}: {self.run_folder} is a run of {config['recipe']}, "
+                f"whose evaluation knows {', '.join(map(flag, known))}. Leave the others out."
+            )
+        check_data(self.data, recipe, config["recipe"])
+        return asked
+
+    def _measured(self, asked: dict[str, Any]) -> dict[str, Any]:
+        run = Run(self.run_folder)
+        device = device_for(self.device, recipes.restore(run.config()))
+        return work.evaluate_run(run, checkpoint=self.checkpoint, data=self.data, device=device, **asked)
 
 
 @dataclass(frozen=True)
@@ -353,28 +366,3 @@ def _described(e: recipes.Experiment) -> dict[str, Any]:
     published = [p._asdict() for p in e.published]
     metric = e.recipe.metric_name
     return {"recipe": e.name, "summary": e.summary, "metric": metric, "published": published, "settings": settings}
-
-
-def _check_same_settings(run: Run, config: dict[str, Any]) -> None:
-    """A resumed run must be the run that was started, longer at most."""
-    before, now = run.config(), json.loads(json.dumps(config))
-    if before["recipe"] != now["recipe"]:
-        raise UsageError(f"{run.path} holds a run of {before['recipe']}, not of {now['recipe']}: choose another --out.")
-    changed = [k for k, v in now["settings"].items() if k != "iterations" and before["settings"].get(k) != v]
-    longer = before["settings"]["iterations"] != now["settings"]["iterations"]
-    if longer and now["settings"]["schedule"] != "constant":
-        raise UsageError(
-            f"The {now['settings']['schedule']} schedule of {run.path} is made for "
-            f"{before['settings']['iterations']} iterations: their number cannot change on --resume."
-        )
-    if changed:
-        told = ", ".join(f"{k} {before['settings'].get(k)!r} -> {now['settings'][k]!r}" for k in changed)
-        raise UsageError(f"{run.path} was started with other settings ({told}): give the same ones, or another --out.")
-
-
-def _device(name: Device) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no GPU here. Use --device cpu or auto.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

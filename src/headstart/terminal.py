@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,14 +35,24 @@ def signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def progress(trainer: Trainer, run: Run, tensorboard: bool) -> Iterator[Callable[[int, Metrics], None]]:
-    """A progress bar with rate, loss and remaining time (silent where there is no terminal), and TensorBoard."""
+def progress(
+    trainer: Trainer, run: Run, shown: Mapping[str, str], tensorboard: bool
+) -> Iterator[Callable[[int, Metrics], None]]:
+    """A progress bar with rate, remaining time and metrics (silent where there is no terminal), and TensorBoard.
+
+    Args:
+        trainer: About to train.
+        run: Where to.
+        shown: Which metrics, and what to call them.
+        tensorboard: Write its events too.
+    """
     total, every = trainer.settings.iterations, trainer.settings.log_every
     writer = _summary_writer(run) if tensorboard else None
     with tqdm(total=total, initial=trainer.iteration, unit="it", disable=None, dynamic_ncols=True) as bar:
 
         def observe(iteration: int, metrics: Metrics) -> None:
-            bar.set_postfix(loss=f"{metrics['meta_loss']:.3f}", refresh=False)
+            values = {told: f"{metrics[name]:.3f}" for name, told in shown.items()}
+            bar.set_postfix(values, refresh=False)
             bar.update()
             if writer is not None and iteration % every == 0:
                 for name, value in metrics.items():
@@ -65,12 +75,23 @@ def _summary_writer(run: Run) -> Any:
     return SummaryWriter(run.path / "tensorboard")
 
 
+_CONDITIONS = {
+    "shots": "{} shots",
+    "queries": "{} queries",
+    "norm": "norm {}",
+    "rollouts": "{} rollouts per step",
+    "inner_lr": "inner step {:g}",
+    "inner_lr_later": "later {:g}",
+}
+"""Conditions of an evaluation, in words; each kind of recipe has some of them."""
+
+
 def evaluation_text(result: dict[str, Any]) -> str:
     """An evaluation as a heading and a table, a row per inner step."""
     told = (
         f"{result['recipe']}, checkpoint {result['checkpoint']} (iteration {result['iteration']}): {result['metric']}\n"
-        f"over {result['num_tasks']} tasks ({result['tasks_digest']}), {result['shots']} shots, {result['queries']} "
-        f"queries, norm {result['norm']}"
+        f"over {result['num_tasks']} tasks ({result['tasks_digest']}), "
+        + ", ".join(words.format(result[name]) for name, words in _CONDITIONS.items() if name in result)
     )
     published = {p["step"]: p["value"] for p in result["published"]}
     other = result.get("beside", {"norm": "", "per_step": []})

@@ -3,17 +3,21 @@
 import difflib
 from typing import Any
 
-from headstart.recipes import characters, sinusoid
+from headstart.recipes import characters, control_experiments, sinusoid
 from headstart.recipes.characters import CharacterRecipe
+from headstart.recipes.control import ControlRecipe
 from headstart.recipes.recipe import Experiment, Published, Recipe
 from headstart.recipes.sinusoid import SinusoidRecipe
+from headstart.recipes.supervised import SupervisedRecipe
 
 __all__ = [
     "CharacterRecipe",
+    "ControlRecipe",
     "Experiment",
     "Published",
     "Recipe",
     "SinusoidRecipe",
+    "SupervisedRecipe",
     "experiment",
     "experiments",
     "restore",
@@ -22,7 +26,7 @@ __all__ = [
 
 def experiments() -> dict[str, Experiment]:
     """Every experiment, by name."""
-    return {e.name: e for e in [*sinusoid.experiments(), *characters.experiments()]}
+    return {e.name: e for e in [*sinusoid.experiments(), *characters.experiments(), *control_experiments.experiments()]}
 
 
 def experiment(name: str) -> Experiment:
@@ -39,9 +43,9 @@ def experiment(name: str) -> Experiment:
     return known[name]
 
 
-def restore(config: dict[str, Any]) -> Recipe:
+def restore(config: dict[str, Any]) -> Recipe[Any]:
     """The recipe that a run's `config.json` describes."""
-    kinds = {cls.kind: cls for cls in (SinusoidRecipe, CharacterRecipe)}
+    kinds = {cls.kind: cls for cls in (SinusoidRecipe, CharacterRecipe, ControlRecipe)}
     try:
         return kinds[config["kind"]].from_config(config["settings"])
     except (KeyError, TypeError, ValueError) as error:

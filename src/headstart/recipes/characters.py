@@ -14,16 +14,18 @@ from torch import nn
 
 from headstart.losses import Criterion, accuracy
 from headstart.models import MLP, Conv4
-from headstart.recipes.recipe import Experiment, Part, Published, Recipe
+from headstart.recipes.recipe import Experiment, Part, Published
+from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
 from headstart.training.evaluate import Metric
+from headstart.types import Task
 
 SIZE = 28
 """Height and width of the images, in pixels."""
 
 
-@dataclass(frozen=True)
-class CharacterRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class CharacterRecipe(SupervisedRecipe):
     """Classification of characters from a few drawings of each."""
 
     ways: int = 5
@@ -40,7 +42,7 @@ class CharacterRecipe(Recipe):
     """Generated characters to train on."""
 
     kind: ClassVar[str] = "characters"
-    metric_name: ClassVar[Literal["accuracy", "mse"]] = "accuracy"
+    metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
 
     def model(self) -> nn.Module:
         """The network by its name."""
@@ -59,6 +61,12 @@ class CharacterRecipe(Recipe):
         if self.dataset == "omniglot":
             return omniglot.split(_omniglot(data), self.split, part)
         return glyphs.store({"train": self.glyph_classes, "val": 100, "test": 423}[part], size=SIZE, part=part)
+
+    def one_shot_runs(self, data: Path | None) -> Task:
+        """Omniglot's 20 runs of 20-way one-shot classification."""
+        if self.dataset != "omniglot" or self.ways != 20:
+            return super().one_shot_runs(data)
+        return omniglot.one_shot_runs(data)
 
     @property
     def criterion(self) -> Criterion:

@@ -13,13 +13,14 @@ from torch import nn
 
 from headstart.losses import Criterion, squared_error
 from headstart.models import MLP
-from headstart.recipes.recipe import Experiment, Part, Published, Recipe
+from headstart.recipes.recipe import Experiment, Part, Published
+from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import Sinusoids
 from headstart.training.evaluate import Metric
 
 
-@dataclass(frozen=True)
-class SinusoidRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class SinusoidRecipe(SupervisedRecipe):
     """Regression of sine waves from a few points."""
 
     hidden: tuple[int, ...] = (40, 40)
@@ -28,7 +29,7 @@ class SinusoidRecipe(Recipe):
     """Give the network amplitude and phase as inputs: the bound that adaptation is compared with."""
 
     kind: ClassVar[str] = "sinusoid"
-    metric_name: ClassVar[Literal["accuracy", "mse"]] = "mse"
+    metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "mse"
 
     def model(self) -> nn.Module:
         """The fully connected network."""
