@@ -19,23 +19,21 @@ def record(path: Path, name: str, recipe: recipes.Recipe):
     return read_records([run])[0]
 
 
-def result(of: recipes.Recipe, name: str, **changed) -> Result:
+def result(of: recipes.SupervisedRecipe, name: str, **changed) -> Result:
     told = {
         "recipe": name,
         "checkpoint": "best",
         "iteration": 4,
         "metric": of.metric_name,
         "num_tasks": 600,
-        "shots": of.shots,
-        "queries": of.eval_queries,
-        "norm": of.norm,
         "seed": work.TEST_SEED,
-        "protocol": "sampled",
         "inner_lr": of.inner_lr,
         "per_step": tuple(StepResult(step, 1.0, 0.1, 1.0, 0) for step in range(of.eval_steps + 1)),
         "published": (),
     }
-    return Result(**{**told, **changed})
+    conditions = {"shots": of.shots, "queries": of.eval_queries, "norm": of.norm, "protocol": "sampled"}
+    asked = {name: changed.pop(name) for name in conditions if name in changed}
+    return Result(**{**told, **changed}, conditions={**conditions, **asked})
 
 
 def test_a_run_without_checkpoints_is_trained_into_its_usual_folder(tmp_path):
@@ -65,7 +63,7 @@ def test_evaluation_options_are_those_that_differ_from_the_usual(tmp_path):
     other = result(recipe, mine.recipe, norm="support", queries=15, num_tasks=100, checkpoint="last", seed=7)
     assert (
         evaluate_command(mine, other)
-        == f"{usual} --num-tasks 100 --queries 15 --norm support --checkpoint last --seed 7"
+        == f"{usual} --checkpoint last --num-tasks 100 --queries 15 --norm support --seed 7"
     )
     runs = result(recipe, mine.recipe, protocol="one-shot-runs", num_tasks=20)
     assert evaluate_command(mine, runs) == f"{usual} --protocol one-shot-runs"

@@ -29,7 +29,7 @@ def train(folder: Path, name: str, **changes) -> Run:
     run = Run(folder / name)
     recipe = replace(experiment(name).recipe.smoke(), **changes)
     run.start(work.config_of(name, recipe))
-    work.trainer_for(recipe, run, None, "cpu").train()
+    recipe.trainer(run, None, "cpu").train()
     return run
 
 

@@ -33,6 +33,13 @@ def step_axis(ax: Axes, last: int) -> None:
     ax.set_xlabel("gradient steps")
 
 
+def return_axis(ax: Axes) -> None:
+    """The y axis of returns, which may be negative: linear."""
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}".replace("-", "−")))
+    ax.margins(y=0.06)
+
+
 def _error_axis(ax: Axes, values: list[float]) -> None:
     ax.set_yscale("log")
     low, high = (min(values), max(values)) if values else (0.1, 1.0)

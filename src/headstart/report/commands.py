@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from headstart.recipes.work import TEST_SEED
-from headstart.report.records import EVALUATED_TASKS, Result, RunRecord, changed_settings, is_smoke
+from headstart.report.records import Result, RunRecord, changed_settings, is_smoke, usual_conditions
 
 
 def train_command(record: RunRecord) -> str:
@@ -26,22 +25,13 @@ def evaluate_command(record: RunRecord, result: Result | None = None) -> str:
     words = ["headstart", "evaluate", _folder(record)]
     if result is None:
         return shlex.join(words)
-    usual = {
-        "num_tasks": EVALUATED_TASKS,
-        "steps": record.settings.get("eval_steps"),
-        "shots": record.settings.get("shots"),
-        "queries": record.settings.get("eval_queries"),
-        "norm": record.settings.get("norm"),
-        "checkpoint": "best",
-        "seed": TEST_SEED,
-        "protocol": "sampled",
-    }
-    given: dict[str, Any] = {name: getattr(result, name) for name in usual}
-    if result.protocol != "sampled":  # the data set's own tasks: their sizes are not for choosing
-        given |= {name: usual[name] for name in ("num_tasks", "shots", "queries", "seed")}
-    for name, value in given.items():
-        if value != usual[name]:
-            words += _option(name, value)
+    usual = usual_conditions(record)
+    told = {**result._asdict(), **result.conditions, "steps": result.steps}
+    if not result.sampled:  # the data set's own tasks: their sizes are not for choosing
+        told |= {name: usual[name] for name in ("num_tasks", "shots", "queries", "seed")}
+    for name, value in usual.items():
+        if told[name] != value:
+            words += _option(name, told[name])
     return shlex.join(words)
 
 

@@ -17,8 +17,8 @@ _SMOOTHED_OVER = 0.03  # of the run
 
 
 def pictures(records: Sequence[RunRecord]) -> list[Picture]:
-    """One figure for each run that has logged anything."""
-    return [_picture(record) for record in records if record.training]
+    """One figure for each run that learns from examples and has logged anything."""
+    return [_picture(record) for record in records if record.kind != "control" and record.training]
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from headstart.report import character_grids, learning_curves, sine_fits, step_curves, tables, words
+from headstart.report import (
+    character_grids,
+    filmstrips,
+    learning_curves,
+    navigation_paths,
+    return_curves,
+    return_histories,
+    sine_fits,
+    step_curves,
+    tables,
+    words,
+)
 from headstart.report.commands import commands, evaluate_command, train_command
 from headstart.report.picture import LOOKS, Look, Picture
 from headstart.report.records import RunRecord, read_records
@@ -69,11 +80,16 @@ def _sections(records: Sequence[RunRecord], out: Path, data: Path | None) -> lis
     grids, without_data = character_grids.pictures(records, data)
     sines = [*sine_fits.pictures(records, data), *step_curves.error_pictures(records)]
     characters = [*grids, *step_curves.accuracy_pictures(records)]
-    learning = learning_curves.pictures(records)
+    films, without_rendering = filmstrips.pictures(records)
+    control = [*return_curves.pictures(records), *navigation_paths.pictures(records), *films]
+    learning = [*learning_curves.pictures(records), *return_histories.pictures(records)]
     return [
         Section("Sine waves", [_figure(p, out) for p in sines], _without_examples(records, "sinusoid")),
         Section(
             "Characters", [_figure(p, out) for p in characters], without_data + _without_examples(records, "characters")
+        ),
+        Section(
+            "Control", [_figure(p, out) for p in control], without_rendering + _without_examples(records, "control")
         ),
         Section("Learning curves", [_figure(p, out) for p in learning], []),
     ]

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from headstart.report.records import FIRST_ORDER, MAML, ORACLE, PRETRAINED
+from headstart.report.records import CONTEXT, FIRST_ORDER, MAML, ORACLE, PRETRAINED, RANDOM
 
 _DPI = 200
 _COLOURS = 128  # of the PNG palette: curves need no more, and files are a third as large
@@ -22,10 +22,12 @@ _COLOURS = 128  # of the PNG palette: curves need no more, and files are a third
 METHODS = {
     MAML: ("#0072B2", "#56B4E9"),
     FIRST_ORDER: ("#A8558A", "#E39CC4"),
+    CONTEXT: ("#8A7400", "#DCC24A"),
     PRETRAINED: ("#C65300", "#F08C3C"),
+    RANDOM: ("#6B737E", "#A9B1BC"),
     ORACLE: ("#00805C", "#35C99F"),
 }
-_MARKERS = {MAML: "o", FIRST_ORDER: "D", PRETRAINED: "s", ORACLE: ""}
+_MARKERS = {MAML: "o", FIRST_ORDER: "D", CONTEXT: "v", PRETRAINED: "s", RANDOM: "^", ORACLE: ""}
 
 
 class Look(NamedTuple):

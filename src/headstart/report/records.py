@@ -13,8 +13,7 @@ from headstart.training.files import FileError, read_json
 from headstart.training.run import Run
 
 MAML, FIRST_ORDER, PRETRAINED, ORACLE = "MAML", "first-order MAML", "pretrained", "oracle"
-EVALUATED_TASKS = 600
-"""How many tasks the paper evaluates on, and `headstart evaluate` unless told otherwise."""
+CONTEXT, RANDOM = "context vector", "random"
 
 
 class Result(NamedTuple):
@@ -25,19 +24,22 @@ class Result(NamedTuple):
     iteration: int
     metric: str
     num_tasks: int
-    shots: int
-    queries: int
-    norm: str
     seed: int
-    protocol: str
     inner_lr: float
     per_step: tuple[StepResult, ...]
     published: tuple[Published, ...]
+    conditions: dict[str, Any]
+    """Everything else that the file says; what it is depends on the kind of recipe: shots, rollouts, norm, ..."""
 
     @property
     def steps(self) -> int:
         """The last number of inner steps measured."""
         return self.per_step[-1].step
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the tasks were drawn by the recipe, not the data set's own."""
+        return self.conditions.get("protocol", "sampled") == "sampled"
 
     def at(self, step: int) -> StepResult | None:
         """What was measured after `step` inner steps, if it was."""
@@ -64,6 +66,10 @@ class RunRecord:
         """Which of the methods that the figures tell apart trained this run."""
         if self.settings.get("oracle"):
             return ORACLE
+        if self.settings.get("iterations") == 0:
+            return RANDOM
+        if self.settings.get("context"):
+            return CONTEXT
         if self.settings.get("steps") == 0:
             return PRETRAINED
         return FIRST_ORDER if self.settings.get("first_order") else MAML
@@ -96,31 +102,42 @@ class RunRecord:
         """The evaluation that speaks for the run: by the paper's protocol if there is one.
 
         Args:
-            shots: Consider evaluations with that many support examples; None for what was trained with.
+            shots: Consider evaluations with that many support examples; None for what was trained with, if the
+                run learns from examples.
         """
-        shots = self.settings["shots"] if shots is None else shots
-        candidates = [result for result in self.results if result.shots == shots and result.protocol == "sampled"]
+        shots = self.settings.get("shots") if shots is None else shots
+        candidates = [result for result in self.results if result.conditions.get("shots") == shots and result.sampled]
 
         def rank(result: Result) -> tuple[Any, ...]:
-            usual = result.num_tasks == EVALUATED_TASKS  # the same tasks for every method
+            usual = result.num_tasks == usual_conditions(self)["num_tasks"]  # the same tasks for every method
             return (by_the_papers_protocol(result), result.checkpoint == "best", usual, result.num_tasks, result.steps)
 
         return max(candidates, key=rank, default=None)
 
 
 def by_the_papers_protocol(result: Result) -> bool:
-    """Whether a published number may stand beside `result`: same shots, queries and norm as in the literature."""
+    """Whether a published number may stand beside `result`: measured under the conditions of the literature."""
     known = experiments().get(result.recipe)
-    if known is None:
+    if known is None or known.recipe.metric_name != result.metric:
         return False
-    return known.measured_alike(result.shots, result.queries, result.norm, result.protocol)
+    return known.recipe.measured_alike({"inner_lr": result.inner_lr, **result.conditions})
+
+
+def usual_conditions(record: RunRecord) -> dict[str, Any]:
+    """What `headstart evaluate` does with such a run unless told otherwise."""
+    conditions = next(type(e.recipe).conditions for e in experiments().values() if e.recipe.kind == record.kind)
+    defaults = {"checkpoint": "best", **asdict(conditions())}
+    own = {name: record.settings.get(f"eval_{name}", record.settings.get(name)) for name in defaults}
+    return {name: own[name] if value is None else value for name, value in defaults.items()}
 
 
 def steps_to_show(record: RunRecord, result: Result) -> list[int]:
-    """The inner steps whose results a table lists: the published ones, else first, fifth and last."""
+    """The inner steps whose results a table lists: all for returns; the published, else first, fifth, last."""
     measured = {step.step for step in result.per_step}
     if record.method == ORACLE:  # it knows the task: there is nothing to adapt to
         return [0]
+    if result.metric == "return":
+        return sorted(measured)
     wanted = {published.step for published in result.published}
     wanted = wanted or ({1, 5, result.steps} if result.metric == "mse" else {result.steps})
     return sorted(wanted & measured) or [result.steps]
@@ -177,9 +194,9 @@ def _record(run: Run, label: str) -> RunRecord:
 def _result(path: Any) -> Result:
     content = read_json(path)
     try:
-        values = {name: content[name] for name in Result._fields}
-        values["per_step"] = tuple(StepResult(**step) for step in content["per_step"])
-        values["published"] = tuple(Published(**published) for published in content["published"])
-        return Result(**values)
+        values = {name: content.pop(name) for name in Result._fields if name != "conditions"}
+        values["per_step"] = tuple(StepResult(**step) for step in values["per_step"])
+        values["published"] = tuple(Published(**published) for published in values["published"])
+        return Result(**values, conditions=content)
     except (KeyError, TypeError) as error:
         raise FileError(f"{path} was not written by `headstart evaluate`: {error}.") from error

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from headstart.recipes import SinusoidRecipe
-from headstart.recipes.work import trained, with_tuned_rate
+from headstart.recipes.work import trained
 from headstart.report import words
 from headstart.report.commands import commands
 from headstart.report.picture import Look, Picture, panels
@@ -97,7 +97,8 @@ def fits(record: RunRecord, shown: Sequence[Wave], steps: tuple[int, ...], data:
     """What the run's learner makes of each wave after each of `steps` gradient steps."""
     assert record.checkpoint is not None
     recipe, learner, _ = trained(record.run, record.checkpoint)
-    with_tuned_rate(recipe, learner, data, steps[-1])
+    assert isinstance(recipe, SinusoidRecipe)
+    recipe.with_tuned_rate(learner, data, steps[-1])
     support = Batch(*(torch.stack(leaves) for leaves in zip(*(wave.support for wave in shown), strict=True)))
     query = Batch(torch.stack([wave.x for wave in shown]), torch.stack([wave.y for wave in shown]))
     outputs = learner.predict(Task(support, query), steps[-1])

@@ -51,7 +51,7 @@ def accuracy_pictures(records: Sequence[RunRecord]) -> list[Picture]:
 
 def _error_panels(records: Sequence[RunRecord]) -> list[Panel]:
     made = []
-    for shots in sorted({result.shots for record in records for result in record.results}):
+    for shots in sorted({result.conditions["shots"] for record in records for result in record.results}):
         found = [(record, record.main_result(shots)) for record in records]
         series = tuple(Series(record, result) for record, result in found if result is not None)
         if series:
@@ -78,7 +78,7 @@ def _weight(result: Result) -> tuple[bool, int, int]:
 
 
 def _order(result: Result) -> tuple[bool, str, int]:
-    return not by_the_papers_protocol(result), result.norm, result.queries
+    return not by_the_papers_protocol(result), result.conditions["norm"], result.conditions["queries"]
 
 
 def _error_picture(drawn: Sequence[Panel]) -> Picture:

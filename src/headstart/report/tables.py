@@ -90,12 +90,22 @@ def full_table(records: Iterable[RunRecord]) -> str:
 
 
 def short_table(records: Sequence[RunRecord]) -> str:
-    """A Markdown table of each recipe by the paper's protocol: after the steps published, else after the most."""
+    """Markdown tables of each recipe by the paper's protocol: after the steps published, else after the most.
+
+    What acts has a table of its own, if there is any: a column for each step, as the paper's Tables 4 and 5.
+    """
+    chosen = _one_per_recipe(records)
+    acting = [record for record in chosen if record.kind == "control" and record.main_result() is not None]
+    learning = [record for record in chosen if record.kind != "control"]
+    return "\n".join([_predictions(learning)] * bool(learning or not acting) + [_returns(acting)] * bool(acting))
+
+
+def _predictions(records: Sequence[RunRecord]) -> str:
     lines = [
         "| recipe | iterations | protocol | steps | ours | published |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
-    for record in _one_per_recipe(records):
+    for record in records:
         result = record.main_result()
         if result is not None:
             group = _group(record, result)
@@ -104,6 +114,21 @@ def short_table(records: Sequence[RunRecord]) -> str:
                 ours = f"{row.ours}, median {row.median}" if row.median else row.ours
                 lines.append(_line([*told, str(row.step), ours, _published(row, group)]))
                 told = ["", "", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _returns(records: Sequence[RunRecord]) -> str:
+    found = [(record, record.main_result()) for record in records]
+    grouped = [(record, _group(record, result)) for record, result in found if result is not None]
+    steps = sorted({row.step for _, group in grouped for row in group.rows})
+    lines = [
+        f"| return after so many steps (published) | iterations | {' | '.join(map(str, steps))} |",
+        f"| --- | ---: |{' ---: |' * len(steps)}",
+    ]
+    for record, group in grouped:
+        rows = {row.step: f"{row.ours} ({row.published})" if row.published else row.ours for row in group.rows}
+        cells = [words.trained_as(record), f"{group.result.iteration:,}", *(rows.get(step, "") for step in steps)]
+        lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -155,14 +180,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _rank(result: Result) -> tuple[Any, ...]:
-    return (
-        result.checkpoint,
-        not by_the_papers_protocol(result),
-        result.norm,
-        result.shots,
-        result.queries,
-        result.num_tasks,
-    )
+    conditions = (result.conditions.get(name, 0) for name in ("shots", "queries", "rollouts"))
+    norm = result.conditions.get("norm", "")
+    return (result.checkpoint, not by_the_papers_protocol(result), norm, *conditions, result.num_tasks)
 
 
 def _group(record: RunRecord, result: Result) -> Group:

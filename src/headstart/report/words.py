@@ -13,8 +13,8 @@ _NORMS = {
 
 
 def decimals(metric: str, mean: float) -> int:
-    """Decimals that give `mean` three digits; two for a percentage."""
-    if metric == "accuracy":
+    """Decimals that give `mean` three digits; two for a percentage or a return."""
+    if metric in ("accuracy", "return"):
         return 2
     return min(6, max(0, 2 - math.floor(math.log10(abs(mean))))) if mean else 2
 
@@ -28,6 +28,8 @@ def value(metric: str, mean: float | None, ci95: float | None = None) -> str:
     '0.556 ± 0.049'
     >>> value("mse", 5.66e10)
     '5.7e+10'
+    >>> value("return", -11.684, 1.9)
+    '−11.68 ± 1.90'
     >>> value("mse", None)
     'diverged'
     """
@@ -37,7 +39,7 @@ def value(metric: str, mean: float | None, ci95: float | None = None) -> str:
     digits = decimals(metric, mean)
     style = f".{digits}f" if max(abs(mean), ci95 or 0) < 1e5 else ".1e"
     spread = "" if ci95 is None else f" ± {scale * ci95:{style}}"
-    return f"{scale * mean:{style}}{spread}{unit}"
+    return f"{_minus(f'{scale * mean:{style}}')}{spread}{unit}"
 
 
 def brief(error: float) -> str:
@@ -54,7 +56,11 @@ def published(metric: str, number: float) -> str:
 
     >>> published("accuracy", 0.987), published("mse", 0.35)
     ('98.7 %', '0.35')
+    >>> published("return", -12.9)
+    '−12.90'
     """
+    if metric == "return":
+        return _minus(f"{number:.2f}")
     return f"{100 * number:.1f} %" if metric == "accuracy" else f"{number:g}"
 
 
@@ -69,14 +75,18 @@ def difference(metric: str, mean: float, ci95: float, number: float) -> tuple[st
     ('−0.114 (−17 %)', 'better')
     >>> difference("mse", 27.1, 47.6, 0.38)
     ('71 times', 'undecided')
+    >>> difference("return", -13.68, 1.1, -11.68)
+    ('−2.00', 'worse')
     """
     delta = mean - number
-    sign = 1 if metric == "accuracy" else -1
+    sign = -1 if metric == "mse" else 1
     verdict = "better" if sign * delta > 0 else "worse"
     if abs(delta) <= ci95:
-        verdict = "within ±" if ci95 < mean else "undecided"
+        verdict = "undecided" if metric == "mse" and ci95 >= mean else "within ±"
     if metric == "accuracy":
-        return f"{100 * delta:+.2f} points".replace("-", "−"), verdict
+        return _minus(f"{100 * delta:+.2f} points"), verdict
+    if metric == "return":
+        return _minus(f"{delta:+.2f}"), verdict
     if mean > 10 * number:
         return f"{mean / number:.2g} times", verdict
     return f"{delta:+.{decimals(metric, mean)}f} ({100 * delta / number:+.0f} %)".replace("-", "−"), verdict
@@ -87,21 +97,29 @@ def trained_as(record: RunRecord) -> str:
 
     Settings of evaluation and of speed are left out: the one stands with each result, the other changes none.
     """
-    ignored = ("eval_steps", "eval_queries", "chunk_size", "mode", "recompute", "log_every", "checkpoint_every")
-    changes = [f"{name} {_setting(v)}" for name, v in changed_settings(record).items() if name not in ignored]
+    ignored = ("chunk_size", "mode", "recompute", "threads", "log_every", "checkpoint_every")
+    changed = {name: v for name, v in changed_settings(record).items() if not name.startswith("eval_")}
+    changes = [f"{name} {_setting(v)}" for name, v in changed.items() if name not in ignored]
     changes = ["smoke size"] if is_smoke(record) else changes
     folder = [] if record.label == record.recipe else [record.label]
     return f"{record.recipe} ({', '.join([*folder, *changes])})" if folder or changes else record.recipe
 
 
 def conditions(record: RunRecord, result: Result) -> list[str]:
-    """What an evaluation was made under, part by part: examples, queries, batch norm."""
+    """What an evaluation was made under, part by part: examples, queries, batch norm; or rollouts, step sizes."""
+    told = result.conditions
+    if result.metric == "return":
+        rates = list(dict.fromkeys((result.inner_lr, told["inner_lr_later"])))
+        sizes = " then ".join(f"{rate:g}" for rate in rates[: result.steps])
+        counting = " by time steps" if told["budget"] == "steps" else ""
+        parts = [counted(told["rollouts"], "rollout") + counting + (" per inner step" if sizes else "")]
+        return [*parts, f"step size {sizes}"] if sizes else parts
     ways = record.settings.get("ways")
-    examples = f"{ways}-way {result.shots}-shot" if ways else counted(result.shots, "point")
-    if result.protocol != "sampled":
+    examples = f"{ways}-way {told['shots']}-shot" if ways else counted(told["shots"], "point")
+    if not result.sampled:
         examples = "Omniglot's own 20 one-shot runs"
-    parts = [examples, counted(result.queries, "query", "queries") + (" per class" if ways else "")]
-    return [*parts, _NORMS.get(result.norm, result.norm)] if result.metric == "accuracy" else parts
+    parts = [examples, counted(told["queries"], "query", "queries") + (" per class" if ways else "")]
+    return [*parts, str(_NORMS.get(told["norm"], told["norm"]))] if result.metric == "accuracy" else parts
 
 
 def protocol(record: RunRecord, result: Result) -> str:
@@ -121,6 +139,8 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 def checkpoint(record: RunRecord, result: Result) -> str:
     """Which moment of the run was evaluated."""
     planned = record.settings.get("iterations", result.iteration)
+    if planned == 0:
+        return "untrained"
     name = "best on validation" if result.checkpoint == "best" else "last"
     return f"iteration {result.iteration:,} of {planned:,} ({name})"
 
@@ -128,6 +148,8 @@ def checkpoint(record: RunRecord, result: Result) -> str:
 def progress(record: RunRecord) -> str:
     """How far the run has come, and how long that took."""
     done, planned = record.iteration, record.settings.get("iterations", record.iteration)
+    if planned == 0:
+        return "not at all: the initialisation"
     told = f"{done:,} of {planned:,} iterations"
     return f"{told} in {duration(record.seconds)}" if done else "nothing logged yet"
 
@@ -166,6 +188,11 @@ def steps(count: int) -> str:
     ('before', 'after 1 step', 'after 10 steps')
     """
     return "before" if count == 0 else f"after {count} step{'s' if count > 1 else ''}"
+
+
+def _minus(text: str) -> str:
+    """`text` with a minus sign where it begins with a hyphen."""
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 def _setting(content: Any) -> str:
