@@ -48,7 +48,7 @@ def test_the_untrained_policy_measured_by_the_papers_protocol(random_run, capsys
     assert -200 < result["per_step"][0]["mean"] < -30
     assert result["per_step"][3]["mean"] > result["per_step"][0]["mean"]
     kept = list((random_run / "evaluations").glob("*.json"))
-    assert [path.name for path in kept] == ["best-40tasks-40rollouts-3steps-seed0.json"]
+    assert [path.name for path in kept] == ["best-40tasks-40rollouts-by-steps-3steps-seed0.json"]
     assert json.loads(kept[0].read_text()) == result
 
 
@@ -59,7 +59,7 @@ def test_an_evaluation_as_a_table(smoke_run, capsys):
     assert "return\nover 3 tasks" in text
     assert "4 rollouts per step, inner step 0.5, later 0.25" in text
     assert [row.split()[0] for row in text.splitlines()[2:]] == ["step", "0", "1", "2"]
-    assert (smoke_run / "evaluations" / "last-3tasks-4rollouts-2steps-seed9.json").exists()
+    assert (smoke_run / "evaluations" / "last-3tasks-4rollouts-by-steps-2steps-seed9.json").exists()
 
 
 def test_the_bar_shows_returns(tmp_path, capsys, monkeypatch):

@@ -269,7 +269,7 @@ class Report:
     """Write a page with tables and figures of one or several runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs; a pretrained and an oracle run beside a sinusoid run are drawn together."""
+    """Folders of runs; those of one problem by different methods, such as pretrained and oracle, are drawn together."""
     out: Path
     """Folder for the page."""
     data: Path | None = None
@@ -303,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells whether an accelerator of its own is there
     debug = "--debug" in arguments
     keep_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(user_cache_dir("headstart")) / "compiled"))

@@ -163,8 +163,8 @@ def test_evaluation_halves_the_step_size_and_averages_episodes_then_tasks():
         def __init__(self, values):
             self.values = values
 
-        def returns(self):
-            return self.values
+        def mean_returns(self):
+            return self.values.mean(1)
 
     learner = Learner()
     result = recipe_of("navigation-2d").evaluate(learner, Conditions(), None)  # pyright: ignore
@@ -230,7 +230,7 @@ def test_an_oracle_sees_the_task():
 @pytest.mark.parametrize("meta_update", ["trpo", "policy-gradient", "ppo"])
 def test_settings_reach_the_meta_update(meta_update):
     values = {"max_kl": 0.3, "cg_iterations": 2, "damping": 0.2, "backtracks": 3, "backtrack_ratio": 0.7}
-    values |= {"hessian": "finite-differences", "fisher_fraction": 0.5, "epochs": 2, "clip": 0.1, "inner_kl": 0.4}
+    values |= {"fisher_fraction": 0.5, "epochs": 2, "clip": 0.1, "inner_kl": 0.4}
     recipe = small(meta_update=meta_update, meta_lr=0.25, seed=3, **values)
     updater = recipe.updater(recipe.learner())
     looked_at = {name: value for name, value in values.items() if name not in recipe.idle}
@@ -238,6 +238,21 @@ def test_settings_reach_the_meta_update(meta_update):
     if meta_update != "trpo":
         assert updater.optimizer.param_groups[0]["lr"] == 0.25
     assert "meta_lr" in recipe.idle if meta_update == "trpo" else "max_kl" in recipe.idle
+
+
+def test_differences_take_the_whole_episodes():
+    assert small(hessian="finite-differences").updater(small().learner()).hessian == "finite-differences"
+    with pytest.raises(ValueError, match="for finite differences it must be 1"):
+        replace(recipe_of("half-cheetah-direction"), hessian="finite-differences").updater(small().learner())
+
+
+def test_an_evaluation_counts_as_it_is_asked_to():
+    recipe = small(budget="episodes")
+    learner = recipe.learner()
+    assert learner.budget == "episodes"
+    assert recipe.evaluate(learner, Conditions(num_tasks=2, budget="steps"), None)["budget"] == "steps"
+    assert learner.budget == "steps"
+    assert recipe.evaluate(learner, Conditions(num_tasks=2), None)["budget"] == "episodes"
 
 
 def test_settings_reach_learner_and_environments():

@@ -75,7 +75,7 @@ class TRPO(MetaUpdate):
                 f"got {max_kl}, {backtrack_ratio}, {fisher_fraction} and {damping}."
             )
         if hessian != "exact" and fisher_fraction != 1:
-            raise ValueError("fisher_fraction is for the exact Hessian: differences of thinned episodes are not one.")
+            raise ValueError("fisher_fraction is for the exact Hessian: for finite differences it must be 1.")
         if cg_iterations < 1 or backtracks < 1:
             raise ValueError(f"cg_iterations and backtracks must be at least 1, got {cg_iterations} and {backtracks}.")
         super().__init__(learner, seed=seed)
