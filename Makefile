@@ -25,6 +25,7 @@ bench: .venv-bench/ready  ## us and other libraries, side by side, into benchmar
 	$(BENCH_BIN)/python -m benchmarks.speed $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.scaling $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.memory $(BENCH)
+	$(BENCH_BIN)/python -m benchmarks.control
 	$(BENCH_BIN)/python -m benchmarks.report README.md
 
 results: .venv/demo  ## rebuild the results tables from docs/results/
@@ -44,7 +45,7 @@ clean:
 # learn2learn does not build: its archive is fetched, for which its setup script needs Cython, and unpacked in part.
 .venv-bench/ready: pyproject.toml constraints.txt benchmarks/constraints.txt benchmarks/unpack.py
 	$(PYTHON) -m venv --clear .venv-bench
-	$(BENCH_PIP) install $(BENCH_PINS) -e '.[report]' torchopt higher parallel-metalearn jax optax setuptools cython
+	$(BENCH_PIP) install $(BENCH_PINS) -e '.[report,rl]' torchopt higher parallel-metalearn jax optax setuptools cython
 	$(BENCH_PIP) download $(BENCH_PINS) --no-deps --no-build-isolation --no-binary learn2learn -d .venv-bench learn2learn
 	$(BENCH_BIN)/python -m benchmarks.unpack .venv-bench
 	@touch $@

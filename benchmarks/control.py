@@ -1,6 +1,6 @@
 """How many environment steps a second are sampled, the policy included, and where a meta-iteration's time goes?
 
-    python -m benchmarks.control [--problems PROBLEM ...] [--repeats N] [--threads N]
+    python -m benchmarks.control [--problems PROBLEM ...] [--repeats N] [--threads N] [--quick]
 
 Sizes are those of the recipes. A sampling round is every episode of every task at the initialisation. The parts of a
 meta-iteration are disjoint; what remains of it is conjugate gradient's own arithmetic, and bookkeeping.
@@ -106,9 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="PROBLEM")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one repeat")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=RESULTS / f"control-{date.today().isoformat()}.json")
     options = parser.parse_args()
+    options.repeats = 1 if options.quick else options.repeats
     keep_memory()
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = {

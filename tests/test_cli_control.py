@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from headstart import recipes
 from headstart.cli import main
 from headstart.training.checkpoint import load_parameters
 from headstart.training.run import Run
@@ -57,7 +58,7 @@ def test_an_evaluation_as_a_table(smoke_run, capsys):
     assert main([*arguments, "--checkpoint", "last"]) == 0
     text = capsys.readouterr().out
     assert "return\nover 3 tasks" in text
-    assert "4 rollouts per step, inner step 0.5, later 0.25" in text
+    assert "4 rollouts per step, budget steps, inner step 0.5, later 0.25" in text
     assert [row.split()[0] for row in text.splitlines()[2:]] == ["step", "0", "1", "2"]
     assert (smoke_run / "evaluations" / "last-3tasks-4rollouts-by-steps-2steps-seed9.json").exists()
 
@@ -117,6 +118,7 @@ def test_rollouts_are_for_control_only(tmp_path, capsys):
         ("navigation-2d", ["--meta-lr", "0.1"], "--meta-lr would change nothing here: meta_update is trpo"),
         ("navigation-2d", ["--meta-update", "ppo", "--max-kl", "0.1"], "--max-kl would change nothing"),
         ("navigation-2d", ["--frame-skip", "5"], "--frame-skip would change nothing"),
+        ("navigation-2d", ["--timestep", "0.01"], "--timestep would change nothing here: navigation-2d has no simul"),
         ("navigation-2d-pretrained", ["--inner-lr", "0.2"], "--inner-lr would change nothing"),
         ("navigation-2d", ["--device", "cuda"], "computed on cpu only"),
         ("navigation-2d", ["--data", "somewhere"], "reads no data"),
@@ -126,6 +128,50 @@ def test_a_setting_that_would_change_nothing_is_refused(recipe, arguments, told,
     assert main(["train", recipe, "--smoke", "--out", str(tmp_path / "run"), *arguments]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "other"),
+    [
+        ("navigation-2d", "--problem", "half-cheetah-velocity"),
+        ("ant-direction-pretrained", "--problem", "ant-velocity"),
+        ("omniglot-5way-1shot", "--dataset", "glyphs"),
+    ],
+)
+def test_a_recipe_stays_what_its_name_says(recipe, setting, other, tmp_path, capsys):
+    assert main(["train", recipe, "--smoke", "--out", str(tmp_path / "run"), setting, other]) == 2
+    told = capsys.readouterr().err
+    assert f"{setting} {other}: the recipe {recipe} is of " in told
+    assert "cannot be overridden" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_finite_differences_ask_for_both_options(tmp_path, capsys):
+    arguments = ["train", "navigation-2d", "--smoke", "--out", str(tmp_path / "run"), "--hessian", "finite-differences"]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "--hessian finite-differences --fisher-fraction 1" in told
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--fisher-fraction", "1"]) == 0
+
+
+def test_a_run_older_than_a_setting_is_restored_and_resumed(tmp_path, capsys):
+    """Settings with defaults taken out of config.json, as if they had not been there when the run was started."""
+    folder = tmp_path / "run"
+    sizes = ["--meta-batch", "2", "--rollouts", "2", "--val-tasks", "2", "--horizon", "9", "--eval-rollouts", "2"]
+    arguments = ["train", "navigation-2d", "--out", str(folder), "--resume", *sizes, "--iterations"]
+    assert main([*arguments, "1"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    now = recipes.restore(config)
+    for name, default in {"timestep": None, "budget": "steps", "damping": 1e-5}.items():
+        assert config["settings"].pop(name) == default
+    (folder / "config.json").write_text(json.dumps(config))
+    assert recipes.restore(config) == now
+    assert main(["evaluate", str(folder), "--num-tasks", "2", "--checkpoint", "last"]) == 0
+    assert main([*arguments, "2", "--damping", "0.5"]) == 2
+    assert "(damping 1e-05 -> 0.5)" in capsys.readouterr().err
+    assert main([*arguments, "2"]) == 0
+    assert load_parameters(folder / "checkpoints", "last")[1]["iteration"] == 2
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,16 @@ from headstart.recipes.recipe import TEST_SEED
 from headstart.recipes.supervised import Protocol
 from headstart.rl.rollout import Budget
 from headstart.training.run import Run
-from headstart.usage import Device, UsageError, check_data, check_idle, check_same_settings, device_for, flag
+from headstart.usage import (
+    Device,
+    UsageError,
+    check_data,
+    check_idle,
+    check_named,
+    check_same_settings,
+    device_for,
+    flag,
+)
 
 R = TypeVar("R", bound=Recipe[Any])
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -63,7 +72,7 @@ class List:
 
 @dataclass(frozen=True)
 class Train(Generic[R]):
-    """Meta-train a recipe into a run folder. Every setting of the recipe can be overridden."""
+    """Meta-train a recipe into a run folder. Its settings can be overridden, but not what its name stands for."""
 
     recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     """Name of the recipe."""
@@ -86,7 +95,9 @@ class Train(Generic[R]):
     def run(self) -> int:
         """Train until the end or an interruption."""
         run = Run(self.out or Path("runs") / self.recipe)
-        check_idle(self.settings, recipes.experiment(self.recipe).recipe)
+        usual = recipes.experiment(self.recipe).recipe
+        check_named(self.settings, usual, self.recipe)
+        check_idle(self.settings, usual)
         recipe = self.settings.smoke() if self.smoke else self.settings
         config = work.config_of(self.recipe, recipe)
         check_data(self.data, recipe, self.recipe)

@@ -80,6 +80,7 @@ _CONDITIONS = {
     "queries": "{} queries",
     "norm": "norm {}",
     "rollouts": "{} rollouts per step",
+    "budget": "budget {}",
     "inner_lr": "inner step {:g}",
     "inner_lr_later": "later {:g}",
 }

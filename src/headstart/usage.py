@@ -1,12 +1,13 @@
 """What can be told to be wrong with a command before any work begins."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from headstart.recipes import Recipe
+from headstart.recipes import Recipe, restore
 from headstart.training.run import Run
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -23,6 +24,17 @@ def check_idle(settings: Recipe[Any], usual: Recipe[Any]) -> None:
             raise UsageError(f"{flag(name)} would change nothing here: {reason}. Leave it out, or change that.")
 
 
+def check_named(settings: Recipe[Any], usual: Recipe[Any], name: str) -> None:
+    """A recipe must stay what its name says."""
+    for setting in settings.named:
+        own, given = getattr(usual, setting), getattr(settings, setting)
+        if given != own:
+            raise UsageError(
+                f"{flag(setting)} {given}: the recipe {name} is of {own}, and that cannot be overridden. "
+                f"`headstart list` shows the recipes of {given}."
+            )
+
+
 def check_data(data: Path | None, recipe: Recipe[Any], name: str) -> None:
     """A folder of data sets must be of use."""
     if data is not None and not recipe.reads_data:
@@ -30,19 +42,24 @@ def check_data(data: Path | None, recipe: Recipe[Any], name: str) -> None:
 
 
 def check_same_settings(run: Run, config: dict[str, Any], recipe: Recipe[Any]) -> None:
-    """A resumed run must be the run that was started, longer at most."""
-    before, now = run.config(), json.loads(json.dumps(config))
-    if before["recipe"] != now["recipe"]:
-        raise UsageError(f"{run.path} holds a run of {before['recipe']}, not of {now['recipe']}: choose another --out.")
-    changed = [k for k, v in now["settings"].items() if k != "iterations" and before["settings"].get(k) != v]
-    longer = before["settings"]["iterations"] != now["settings"]["iterations"]
-    if longer and not recipe.lengthens:
+    """A resumed run must be the run that was started, longer at most.
+
+    What its config.json does not know is newer than the run, which is then as the setting's default has it.
+    """
+    started = run.config()
+    if started["recipe"] != config["recipe"]:
         raise UsageError(
-            f"The {now['settings']['schedule']} schedule of {run.path} is made for "
-            f"{before['settings']['iterations']} iterations: their number cannot change on --resume."
+            f"{run.path} holds a run of {started['recipe']}, not of {config['recipe']}: choose another --out."
+        )
+    before, now = (json.loads(json.dumps(asdict(r))) for r in (restore(started), recipe))
+    changed = [name for name in now if name != "iterations" and before.get(name) != now[name]]
+    if before["iterations"] != now["iterations"] and recipe.length_bound:
+        raise UsageError(
+            f"The number of iterations of {run.path}, {before['iterations']}, cannot change on --resume: "
+            f"{recipe.length_bound}."
         )
     if changed:
-        told = ", ".join(f"{k} {before['settings'].get(k)!r} -> {now['settings'][k]!r}" for k in changed)
+        told = ", ".join(f"{name} {before.get(name)!r} -> {now[name]!r}" for name in changed)
         raise UsageError(f"{run.path} was started with other settings ({told}): give the same ones, or another --out.")
 
 

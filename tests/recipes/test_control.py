@@ -10,6 +10,7 @@ from headstart import recipes
 from headstart.inner import SGD
 from headstart.recipes import ControlRecipe, work
 from headstart.recipes.control import Conditions
+from headstart.rl.envs.navigation import Navigation
 from headstart.training.checkpoint import load_parameters, load_state
 from headstart.training.run import Run
 
@@ -154,8 +155,8 @@ def test_evaluation_halves_the_step_size_and_averages_episodes_then_tasks():
         problem = small().family()
         asked: tuple = ()
 
-        def trajectory(self, tasks, steps, *, rollouts, generator, inners):
-            self.asked = (len(tasks), steps, rollouts, [inner.lr for inner in inners])
+        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams):
+            self.asked = (len(tasks), steps, rollouts, [inner.lr for inner in inners], budget, streams)
             for step in range(steps + 1):
                 yield {}, Episodes(torch.arange(len(tasks))[:, None] + torch.tensor([0.0, 2.0 * step]))
 
@@ -168,7 +169,7 @@ def test_evaluation_halves_the_step_size_and_averages_episodes_then_tasks():
 
     learner = Learner()
     result = recipe_of("navigation-2d").evaluate(learner, Conditions(), None)  # pyright: ignore
-    assert learner.asked == (40, 3, 40, [0.5, 0.25, 0.25])
+    assert learner.asked == (40, 3, 40, [0.5, 0.25, 0.25], "steps", 40)
     assert [step["mean"] for step in result["per_step"]] == [19.5, 20.5, 21.5, 22.5]
     spread = 1.96 * float(torch.arange(40.0).std(correction=0)) / math.sqrt(40)
     assert [step["ci95"] for step in result["per_step"]] == pytest.approx([spread] * 4, rel=1e-5)
@@ -197,6 +198,7 @@ def test_evaluation_repeats_itself_and_its_seed_means_other_tasks(tmp_path):
         ({}, {"rollouts": 3}, False),
         ({"eval_lr": 0.1}, {}, False),
         ({"horizon": 9}, {}, False),
+        ({"timestep": 0.005}, {}, False),
         ({"context": 2}, {}, False),
         ({"oracle": True}, {}, False),
         ({"steps": 0, "select_step": 0}, {}, False),
@@ -241,18 +243,34 @@ def test_settings_reach_the_meta_update(meta_update):
 
 
 def test_differences_take_the_whole_episodes():
-    assert small(hessian="finite-differences").updater(small().learner()).hessian == "finite-differences"
-    with pytest.raises(ValueError, match="for finite differences it must be 1"):
-        replace(recipe_of("half-cheetah-direction"), hessian="finite-differences").updater(small().learner())
+    recipe = small(hessian="finite-differences", fisher_fraction=1.0)
+    assert recipe.updater(recipe.learner()).hessian == "finite-differences"
+    recipe.check(torch.device("cpu"))
+    with pytest.raises(ValueError, match="give both, --hessian finite-differences --fisher-fraction 1"):
+        small(hessian="finite-differences", fisher_fraction=0.25).check(torch.device("cpu"))
 
 
 def test_an_evaluation_counts_as_it_is_asked_to():
+    """Small steps to goals close by end episodes early: more of them fit into the same number of steps."""
+
+    class CloseBy(Navigation):
+        def sample(self, size, generator):
+            return 0.02 * super().sample(size, generator)
+
+    torch.manual_seed(0)
     recipe = small(budget="episodes")
     learner = recipe.learner()
-    assert learner.budget == "episodes"
-    assert recipe.evaluate(learner, Conditions(num_tasks=2, budget="steps"), None)["budget"] == "steps"
-    assert learner.budget == "steps"
-    assert recipe.evaluate(learner, Conditions(num_tasks=2), None)["budget"] == "episodes"
+    learner.problem = CloseBy(horizon=10)
+    torch.nn.init.constant_(learner.policy.log_std, -4.0)
+    before = {name: p.clone() for name, p in learner.state_dict().items()}
+    counted = {}
+    for budget in ("episodes", "steps", None):
+        result = recipe.evaluate(learner, Conditions(num_tasks=2, budget=budget), None)
+        assert result["budget"] == (budget or "episodes")
+        assert learner.budget == "episodes"
+        assert_close(dict(learner.state_dict()), before, rtol=0, atol=0)
+        counted[budget] = result["per_step"]
+    assert counted[None] == counted["episodes"] != counted["steps"]
 
 
 def test_settings_reach_learner_and_environments():
@@ -271,11 +289,15 @@ def test_settings_reach_the_simulator():
     pytest.importorskip("gymnasium", reason="the robots' models are Gymnasium's")
     sizes = {}
     for problem in PROBLEMS[1:]:
-        recipe = replace(recipe_of(problem), frame_skip=5, velocity="position-difference", threads=1, horizon=7)
+        recipe = replace(
+            recipe_of(problem), frame_skip=5, timestep=0.003, velocity="position-difference", threads=1, horizon=7
+        )
         family = recipe.family()
+        assert family.timestep == 0.003
         assert (family.frame_skip, family.velocity, family.threads, family.horizon) == (5, "position-difference", 1, 7)
         usual = recipe_of(problem).family()
         assert (usual.frame_skip, usual.velocity, usual.horizon) == (1, "subtree", 200)
+        assert usual.timestep == usual.robot.timestep
         sizes[problem] = (usual.observation_size, usual.action_size)
         assert recipe_of(f"{problem}-oracle").family().observation_size == usual.observation_size + 1
     assert set(sizes.values()) == {(20, 6), (125, 8)}
@@ -290,6 +312,8 @@ def test_settings_reach_the_simulator():
         {"iterations": -1},
         {"horizon": 0},
         {"threads": 0},
+        {"timestep": 0.0},
+        {"timestep": 5.0},
         {"max_kl": 0.0},
         {"max_kl": math.nan},
         {"discount": 1.5},

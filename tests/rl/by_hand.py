@@ -83,8 +83,11 @@ def learner_of(discrete: bool = False, *, context: int = 0, **settings: Any) -> 
 
 
 def explored(learner: MAMLRL, tasks: int = 3, seed: int = 1) -> list[Experience]:
+    """What `explore` gives, before it is packed: with steps that do not count."""
     generator = torch.Generator().manual_seed(seed)
-    return learner.explore(learner.problem.sample(tasks, generator), generator)[0]
+    return [
+        learner.experience(seen) for seen in learner.explore(learner.problem.sample(tasks, generator), generator)[1]
+    ]
 
 
 def of_task(episodes: Any, task: int) -> Any:

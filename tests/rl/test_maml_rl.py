@@ -131,24 +131,26 @@ def test_exploring_gives_the_episodes_of_a_trajectory_with_their_advantages():
     assert len(episodes) == len(seen) == len(path) == 3
     for experience, kept, rollouts in zip(episodes, seen, path, strict=True):
         assert torch.equal(kept.rewards, rollouts.rewards)
-        assert_close(experience.advantages, advantages(rollouts, 0.9, 0.8))
-        assert torch.equal(experience.observations, rollouts.observations)
-        assert torch.equal(experience.actions, rollouts.actions)
-        assert torch.equal(experience.valid, rollouts.valid)
+        for task in range(3):  # the steps taken, in their order
+            mine, own = experience.valid[task], rollouts.valid[task]
+            assert_close(experience.advantages[task][mine], advantages(rollouts, 0.9, 0.8)[task][own])
+            assert torch.equal(experience.observations[task][mine], rollouts.observations[task][own])
+            assert torch.equal(experience.actions[task][mine], rollouts.actions[task][own])
+            assert mine.sum() == own.sum()
 
 
 def test_without_steps_all_tasks_are_one():
     learner = learner_of(steps=0)
     tasks = learner.problem.sample(3, generator())
     (experience,), (seen,) = learner.explore(tasks, generator(4))
-    assert experience.valid.shape[:2] == (1, 12)
+    assert seen.valid.shape[:2] == (1, 12)
     taken = experience.advantages[experience.valid]
     assert abs(taken.mean()) < 1e-9
     assert_close(taken.std(correction=0), torch.ones((), dtype=torch.double), atol=1e-6, rtol=0)
-    per_task = [experience.advantages[0, 4 * i : 4 * i + 4] for i in range(3)]
-    own = [experience.valid[0, 4 * i : 4 * i + 4] for i in range(3)]
+    assert_close(taken, advantages(seen, 0.99, 1.0)[seen.valid])
+    per_task = [advantages(seen, 0.99, 1.0)[0, 4 * i : 4 * i + 4] for i in range(3)]
+    own = [seen.valid[0, 4 * i : 4 * i + 4] for i in range(3)]
     assert max(abs(a[v].mean()) for a, v in zip(per_task, own, strict=True)) > 0.05  # not each task by itself
-    assert_close(experience.advantages, advantages(seen, 0.99, 1.0))
     # and every task was its own: the goals are in the rewards
     position = seen.observations[0, :, 1:, 0]
     goal = tasks.repeat_interleave(4, 0)

@@ -1,20 +1,25 @@
 import pytest
 import torch
 from rl import by_hand
-from rl.by_hand import explored, learner_of, of_task
+from rl.by_hand import learner_of, of_task
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils import _pytree as pytree
 
 from headstart.models.policy import Gaussian
-from headstart.rl.objectives import Experience, divergence, policy_gradient, surrogate
+from headstart.rl.objectives import Experience, divergence, packed, policy_gradient, surrogate
+from headstart.rl.rollout import pooled
 
 DISCRETE = pytest.mark.parametrize("discrete", [False, True], ids=["gaussian", "categorical"])
 
 
 def acted(discrete: bool) -> tuple[nn.Module, Experience]:
     """A policy and one task's episodes that it made itself, some of which ended early."""
-    learner = learner_of(discrete, steps=0)
-    experience = of_task(explored(learner, tasks=2)[0], 0)
+    learner, generator = learner_of(discrete), torch.Generator().manual_seed(1)
+    tasks = learner.problem.sample(2, generator)
+    params = {name: p.detach() for name, p in learner.policy.named_parameters()}
+    seen = pooled(learner.collect(params, tasks, generator, per_task=False))
+    experience = of_task(learner.experience(seen), 0)
     assert (~experience.valid).any()
     return learner.policy, experience
 
@@ -174,3 +179,19 @@ def test_what_stands_after_the_end_of_an_episode_does_not_count(discrete):
         for same in (other, longer):
             assert_close(fn(params, same), expected)
             assert_close(gradient(fn(params, same), params), gradient(fn(params, seen), params))
+
+
+@DISCRETE
+def test_packing_keeps_the_steps_taken_in_their_order_and_every_loss(discrete):
+    policy, seen = acted(discrete)
+    params = moved(policy)
+    both = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), seen)
+    row = packed(both)
+    assert row.valid.shape == (1, 1, int(seen.valid.sum()))
+    assert row.valid.all()
+    assert_close(row.advantages[0, 0], seen.advantages[seen.valid])
+    one = pytree.tree_map(lambda leaf: leaf[0], row)
+    for loss in (policy_gradient(policy), surrogate(policy), divergence(policy)):
+        assert_close(loss(params, one), loss(params, seen))
+    whole = both._replace(valid=torch.ones_like(both.valid))
+    assert packed(whole) is whole

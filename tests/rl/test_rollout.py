@@ -48,12 +48,14 @@ def shared(policy: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in policy.named_parameters()}
 
 
-def on_a_clock(lengths: Tensor, horizon: int, kind: type[Clock] = Clock) -> tuple[Clock, Rollouts]:
+def on_a_clock(
+    lengths: Tensor, horizon: int, kind: type[Clock] = Clock, start: Tensor | None = None
+) -> tuple[Clock, Rollouts]:
     torch.manual_seed(0)
     policy, clock = GaussianPolicy(3, 2, hidden=(4,)), kind(lengths)
     tasks = torch.arange(1.0, len(lengths) + 1).unsqueeze(-1)
     generator = torch.Generator().manual_seed(3)
-    return clock, collect(policy, shared(policy), clock, tasks, horizon, generator, per_task=False)
+    return clock, collect(policy, shared(policy), clock, tasks, horizon, generator, per_task=False, start=start)
 
 
 def on_a_line(seed: int = 0, discrete: bool = False, dtype: torch.dtype = torch.float64) -> Rollouts:
@@ -233,21 +235,56 @@ def made(lengths: list[list[int]], first: int) -> Rollouts:
     return Rollouts(spread, spread, rewards, valid, torch.tensor(lengths) < 4, Gaussian(spread, spread))
 
 
-def test_filling_goes_on_until_every_task_has_its_steps_and_drops_what_is_not_complete():
-    rounds = iter([made([[4, 4], [1, 2]], first=2), made([[4, 4], [3, 3]], first=4)])
-    seen = filled(made([[4, 4], [2, 1]], first=0), lambda: next(rounds), steps=8)
-    # Task 0 has 8 steps in its first two episodes; task 1 needs 2 + 1 + 1 + 2, then one of 3 would be a ninth.
-    assert seen.present.tolist() == [[True, True, False, False], [True, True, True, True]]
-    assert seen.valid.sum(2).tolist() == [[4, 4, 0, 0], [2, 1, 1, 2]]
+def sampler(*rounds: list[list[int]]):
+    """A stand-in for sampling whose episodes have those lengths, round by round; and what it was asked for."""
+    asked: list[list[list[bool]]] = []
+
+    def sample(wanted: Tensor) -> Rollouts:
+        lengths = torch.tensor(rounds[len(asked)]) * wanted
+        asked.append(wanted.tolist())
+        return made(lengths.tolist(), first=2 * (len(asked) - 1))
+
+    return sample, asked
+
+
+def test_one_stream_goes_on_until_the_episodes_reach_the_steps():
+    # Task 0 has its 8 steps at once. Task 1 has 3, so about 4 more episodes like them are missing: both rollouts,
+    # which give 3 steps, then one of 3 steps, the first to reach 8 or more.
+    sample, asked = sampler([[4, 4], [2, 1]], [[4, 4], [1, 2]], [[4, 4], [3, 3]])
+    seen = filled(sample, (2, 2), steps=8, streams=1)
+    assert asked == [[[True, True]] * 2, [[False, False], [True, True]], [[False, False], [True, True]]]
+    assert seen.valid.sum(2).tolist() == [[4, 4, 0, 0, 0], [2, 1, 1, 2, 3]]
+    assert seen.present.tolist() == [[True, True, False, False, False], [True] * 5]
     assert_close(seen.rewards[0, 1], torch.tensor([10.0, 11, 12, 13]))
-    assert_close(seen.rewards[1, 3], torch.tensor([130.0, 131, 0, 0]))
+    assert_close(seen.rewards[1, 4], torch.tensor([140.0, 141, 142, 0]))
     assert not seen.terminated[0, 2:].any()
-    assert seen.observations.shape == (2, 4, 4, 2)
+    assert seen.observations.shape == (2, 5, 4, 2)
     assert_close(seen.behaviour.mean[1, :, :, 0] * seen.valid[1], seen.rewards[1])
-    assert_close(seen.mean_returns()[1], torch.tensor((100 + 101 + 110 + 120 + 130 + 131) / 4))
-    assert next(rounds, None) is None
+    assert_close(seen.mean_returns()[1], torch.tensor((100 + 101 + 110 + 120 + 130 + 131 + 140 + 141 + 142) / 5))
 
 
-def test_filling_leaves_full_episodes_as_they_are():
-    first = made([[4, 4], [4, 4]], first=0)
-    assert filled(first, lambda: pytest.fail("there are steps enough"), steps=8) is first
+def test_several_streams_end_together_and_what_is_not_complete_then_is_left_out():
+    # Streams 4 and 1 + 1 + 1 + ...: at time 4 there are 8 steps complete, 4 of them in episodes of one step.
+    sample, asked = sampler([[4, 1]], [[4, 1]], [[4, 1]], [[4, 1]])
+    seen = filled(sample, (1, 2), steps=8, streams=2)
+    assert seen.valid.sum(2).tolist() == [[4, 1, 1, 1, 1]]
+    assert len(asked) == 4
+    # With 7 asked for, time 3 has three complete, so 4 is needed all the same; the long one is in, as it ends then.
+    assert filled(sampler([[4, 1]], [[4, 1]], [[4, 1]], [[4, 1]])[0], (1, 2), steps=7, streams=2).steps == 8
+    # With 3 asked for they are complete at time 3, and the long episode is not: it is left out.
+    assert filled(sampler([[4, 1]], [[4, 1]], [[4, 1]], [[4, 1]])[0], (1, 2), steps=3, streams=2).steps == 3
+
+
+def test_full_episodes_are_sampled_once():
+    for streams in (1, 2):
+        sample, asked = sampler([[4, 4], [4, 4]])
+        seen = filled(sample, (2, 2), steps=8, streams=streams)
+        assert len(asked) == 1
+        assert seen.valid.all()
+
+
+def test_only_what_is_to_start_starts():
+    start = torch.tensor([[True, False], [False, True]])
+    _, seen = on_a_clock(torch.tensor([[2, 3], [1, 2]]), horizon=4, start=start)
+    assert seen.valid.sum(2).tolist() == [[2, 0], [0, 2]]
+    assert not seen.rewards[~start].any()

@@ -162,7 +162,7 @@ def test_the_line_search_lowers_the_surrogate_within_the_bound_and_tells_the_tru
     assert 0 < kl <= max_kl
 
 
-@pytest.mark.parametrize(("max_kl", "at_least"), [(0.01, 5), (1e4, 1)], ids=["by divergence", "by surrogate"])
+@pytest.mark.parametrize(("max_kl", "at_least"), [(0.01, 5), (10.0, 20)], ids=["by divergence", "by surrogate"])
 def test_the_line_search_takes_the_first_length_that_is_good(max_kl, at_least):
     """Of a step ten times too long, whose divergence is far outside: no shorter than need be."""
     learner, episodes = case("gaussian")

@@ -31,7 +31,7 @@ class CharacterRecipe(SupervisedRecipe):
     ways: int = 5
     """Classes per task."""
     dataset: Literal["omniglot", "glyphs"] = "omniglot"
-    """Real characters, or generated ones that need no data."""
+    """Real characters, or generated ones that need no data; the recipe's name stands for it."""
     split: Literal["released", "vinyals"] = "released"
     """Omniglot's characters as the released code splits them, or as Vinyals et al. (rotations are classes)."""
     network: Literal["conv4", "mlp"] = "conv4"
@@ -42,6 +42,7 @@ class CharacterRecipe(SupervisedRecipe):
     """Generated characters to train on."""
 
     kind: ClassVar[str] = "characters"
+    named: ClassVar[tuple[str, ...]] = ("dataset",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
 
     def model(self) -> nn.Module:

@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,11 +27,24 @@ from headstart.training.trainer import Trainer, Validation
 from headstart.types import generator
 
 Control = Literal["navigation-2d", "half-cheetah-velocity", "half-cheetah-direction", "ant-velocity", "ant-direction"]
-LOCOMOTION = {
-    "half-cheetah-velocity": HalfCheetahVelocity,
-    "half-cheetah-direction": HalfCheetahDirection,
-    "ant-velocity": AntVelocity,
-    "ant-direction": AntDirection,
+SIMULATOR = ("frame_skip", "timestep", "velocity", "threads")
+"""The settings that simulated robots look at, by the names that their problems have for them too."""
+
+
+class Family(NamedTuple):
+    """How a family of environments is made."""
+
+    make: Callable[..., Problem]
+    settings: tuple[str, ...] = ()
+    """What it is told besides oracle and horizon."""
+
+
+FAMILIES: dict[Control, Family] = {
+    "navigation-2d": Family(Navigation),
+    "half-cheetah-velocity": Family(HalfCheetahVelocity, SIMULATOR),
+    "half-cheetah-direction": Family(HalfCheetahDirection, SIMULATOR),
+    "ant-velocity": Family(AntVelocity, SIMULATOR),
+    "ant-direction": Family(AntDirection, SIMULATOR),
 }
 
 MetaUpdateName = Literal["trpo", "policy-gradient", "ppo"]
@@ -59,7 +72,7 @@ class ControlRecipe(Recipe[MAMLRL]):
     """Settings of a control experiment (Finn et al. 2017, section 5.3 and appendix A.2)."""
 
     problem: Control
-    """Family of environments."""
+    """Family of environments; the recipe's name stands for it."""
     rollouts: int
     """Episodes per task and inner step, in training: the paper's K."""
     budget: Budget = "steps"
@@ -72,6 +85,8 @@ class ControlRecipe(Recipe[MAMLRL]):
     """Learned numbers appended to each observation; if there are any, they alone adapt. 0: all parameters adapt."""
     frame_skip: Literal[1, 5] = 1
     """Simulator steps per action: 1 as in the paper, 5 as in later environments."""
+    timestep: float | None = None
+    """Seconds of a simulator step; the robot's own unless given."""
     velocity: Literal["subtree", "position-difference"] = "subtree"
     """Velocity that rewards look at: of the whole body's centre of mass, as in the paper, or of the torso."""
     meta_update: MetaUpdateName = "trpo"
@@ -128,6 +143,7 @@ class ControlRecipe(Recipe[MAMLRL]):
     """Iterations between lines of metrics."""
 
     kind: ClassVar[str] = "control"
+    named: ClassVar[tuple[str, ...]] = ("problem",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "return"
     shown: ClassVar[dict[str, str]] = {"return_before": "return before", "return_after": "after"}
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)
@@ -146,6 +162,8 @@ class ControlRecipe(Recipe[MAMLRL]):
         for name in ("discount", "gae_lambda", "fisher_fraction", "backtrack_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}.")
+        if self.timestep is not None and not 0 < self.timestep < 1:
+            raise ValueError(f"timestep must lie between 0 and 1 seconds, got {self.timestep}.")
         if 0 in (self.max_kl, self.fisher_fraction):
             raise ValueError(f"max_kl and fisher_fraction must not be 0, got {self.max_kl}, {self.fisher_fraction}.")
         if self.context and self.steps == 0:
@@ -160,8 +178,8 @@ class ControlRecipe(Recipe[MAMLRL]):
             for name in names
             if name not in SETTINGS_OF[self.meta_update]
         }
-        if self.problem not in LOCOMOTION:
-            told |= dict.fromkeys(("frame_skip", "velocity", "threads"), f"{self.problem} has no simulator")
+        known = FAMILIES[self.problem].settings
+        told |= {name: f"{self.problem} has no simulator" for name in SIMULATOR if name not in known}
         if self.steps == 0:
             told["inner_lr"] = "steps is 0; for evaluation there is eval_lr"
         return told
@@ -172,15 +190,9 @@ class ControlRecipe(Recipe[MAMLRL]):
         Raises:
             ImportError: They need the extra `rl`.
         """
-        if self.problem not in LOCOMOTION:
-            return Navigation(oracle=self.oracle, horizon=self.horizon)
-        return LOCOMOTION[self.problem](
-            oracle=self.oracle,
-            horizon=self.horizon,
-            frame_skip=self.frame_skip,
-            velocity=self.velocity,
-            threads=self.threads,
-        )
+        make, names = FAMILIES[self.problem]
+        settings = {name: getattr(self, name) for name in names}
+        return make(oracle=self.oracle, horizon=self.horizon, **settings)
 
     def learner(self) -> MAMLRL:
         """MAML on a Gaussian policy."""
@@ -208,7 +220,12 @@ class ControlRecipe(Recipe[MAMLRL]):
         return made(learner, seed=self.seed, **settings)
 
     def check(self, device: torch.device) -> None:
-        """See that policy and environments can be made."""
+        """See that policy and environments can be made, and meta-updates computed as they are to be."""
+        if self.meta_update == "trpo" and self.hessian != "exact" and self.fisher_fraction != 1:
+            raise ValueError(
+                f"{self.hessian} are taken of all states, and fisher_fraction is {self.fisher_fraction} here: "
+                f"give both, --hessian {self.hessian} --fisher-fraction 1."
+            )
         self.updater(self.learner()).learner.problem.environments(1, 1)
 
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
@@ -231,13 +248,13 @@ class ControlRecipe(Recipe[MAMLRL]):
         """Mean undiscounted return per task over the test tasks, after 0 to `steps` inner steps."""
         steps = self.eval_steps if asked.steps is None else asked.steps
         rollouts = self.eval_rollouts if asked.rollouts is None else asked.rollouts
-        learner.budget = self.budget if asked.budget is None else asked.budget
+        budget = self.budget if asked.budget is None else asked.budget
         tasks = _listed(learner.problem, asked.num_tasks, asked.seed, TEST)
-        table = self.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"))
+        table = self.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
         return {
             "num_tasks": len(tasks),
             "rollouts": rollouts,
-            "budget": learner.budget,
+            "budget": budget,
             "seed": asked.seed,
             "tasks_digest": hashlib.sha256(tasks.contiguous().numpy().tobytes()).hexdigest()[:16],
             "inner_lr": self.eval_lr,
@@ -249,9 +266,25 @@ class ControlRecipe(Recipe[MAMLRL]):
         """The inner optimiser of each step of evaluation."""
         return [SGD(self.eval_lr if step == 0 else self.eval_lr_later) for step in range(steps)]
 
-    def returns(self, learner: MAMLRL, tasks: Tensor, steps: int, rollouts: int, rng: torch.Generator) -> Tensor:
+    def returns(
+        self,
+        learner: MAMLRL,
+        tasks: Tensor,
+        steps: int,
+        rollouts: int,
+        rng: torch.Generator,
+        budget: Budget | None = None,
+    ) -> Tensor:
         """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64."""
-        path = learner.trajectory(tasks, steps, rollouts=rollouts, generator=rng, inners=self.eval_inners(steps))
+        path = learner.trajectory(
+            tasks,
+            steps,
+            rollouts=rollouts,
+            generator=rng,
+            inners=self.eval_inners(steps),
+            budget=budget,
+            streams=rollouts,  # as the released test scripts, which step so many environments of a task at once
+        )
         return torch.stack([seen.mean_returns().double() for _, seen in path], 1)
 
     def file_name(self, evaluation: Mapping[str, Any]) -> str:
@@ -268,7 +301,7 @@ class ControlRecipe(Recipe[MAMLRL]):
 
     def trained_alike(self, other: Recipe[Any]) -> bool:
         """Same environments, the same of them adapting or not, trained or untrained: by whatever meta-update."""
-        names = ("problem", "horizon", "oracle", "context", "frame_skip", "velocity", "steps")
+        names = ("problem", "horizon", "oracle", "context", "frame_skip", "timestep", "velocity", "steps")
         return (
             isinstance(other, ControlRecipe)
             and all(getattr(other, name) == getattr(self, name) for name in names)

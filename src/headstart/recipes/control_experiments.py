@@ -22,10 +22,14 @@ ant-direction, whose script takes a hundredth. The context vector of Tables 4 an
 in the released policy; it alone adapts, as the text says.
 
 Differs: TRPO's Fisher products look at every fourth time step (`fisher_fraction`; the lab log compares); the pooled
-ones, which are small, at all. Test tasks are 40 drawn by this library, not those of NumPy's seed 1 (or 2).
+ones, which are small, at all. Test tasks are 40 drawn by this library, not those of NumPy's seed 1 (or 2). By its
+file names, the released pretraining in navigation was `use_maml=False`: per iteration one epoch of a first-order
+optimiser on the mean over tasks of the loss before adaptation, with a baseline of each task's own. Ours is TRPO with
+one baseline pooled over the tasks, as in the other pretrained policies and in the oracles.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from headstart.recipes.control import ControlRecipe
 from headstart.recipes.recipe import Experiment, Published
@@ -109,14 +113,23 @@ _FIRST_STEP = {
 The script of half-cheetah-direction has 0.5 for the random one too, further down; which made the figure is not known.
 """
 
+
+class _Joint(NamedTuple):
+    """How one policy is trained on all tasks jointly; each rollout has a task of its own unless said otherwise."""
+
+    iterations: int
+    meta_batch: int = 100
+    rollouts: int = 1
+
+
 _JOINT = {
-    "navigation-2d": (100, 100),
-    "half-cheetah-velocity": (475, 1000),
-    "half-cheetah-direction": (1000, 1000),
-    "ant-velocity": (575, 550),
-    "ant-direction": (2000, 2000),
+    "navigation-2d": (_Joint(100, meta_batch=20, rollouts=20), _Joint(100, meta_batch=10)),
+    "half-cheetah-velocity": (_Joint(475), _Joint(1000)),
+    "half-cheetah-direction": (_Joint(1000), _Joint(1000)),
+    "ant-velocity": (_Joint(575), _Joint(550)),
+    "ant-direction": (_Joint(2000), _Joint(2000)),
 }
-"""Iterations of the pretrained policy and of the oracle."""
+"""Of the pretrained policy, and of the oracle."""
 
 _CURVES = {
     "navigation-2d": {
@@ -184,9 +197,8 @@ def _experiment(problem: str, method: str, summary: str, recipe: ControlRecipe) 
 
 def _pretrained(maml: ControlRecipe) -> ControlRecipe:
     rate, _ = _FIRST_STEP[maml.problem]
-    iterations, _ = _JOINT[maml.problem]
-    joint = replace(_stepping(maml, rate), steps=0, select_step=0, iterations=iterations, fisher_fraction=1.0)
-    return joint if maml.problem == "navigation-2d" else replace(joint, meta_batch=100, rollouts=1, max_kl=0.01)
+    pretrained, _ = _JOINT[maml.problem]
+    return _jointly(_stepping(maml, rate), pretrained)
 
 
 def _random(maml: ControlRecipe) -> ControlRecipe:
@@ -195,10 +207,13 @@ def _random(maml: ControlRecipe) -> ControlRecipe:
 
 
 def _oracle(maml: ControlRecipe) -> ControlRecipe:
-    _, iterations = _JOINT[maml.problem]
-    tasks = 10 if maml.problem == "navigation-2d" else 100
-    joint = replace(maml, steps=0, select_step=0, iterations=iterations, meta_batch=tasks, rollouts=1, max_kl=0.01)
-    return replace(joint, oracle=True, eval_steps=0, fisher_fraction=1.0)
+    _, oracle = _JOINT[maml.problem]
+    return replace(_jointly(maml, oracle), oracle=True, eval_steps=0)
+
+
+def _jointly(maml: ControlRecipe, joint: _Joint) -> ControlRecipe:
+    """Without inner steps."""
+    return replace(maml, steps=0, select_step=0, max_kl=0.01, fisher_fraction=1.0, **joint._asdict())
 
 
 def _stepping(maml: ControlRecipe, first: float) -> ControlRecipe:

@@ -64,6 +64,8 @@ class Recipe(ABC, Generic[L]):
     """Whether a folder of data sets may be given."""
     devices: ClassVar[tuple[Device, ...]] = ("cpu", "cuda")
     """Where it can be computed."""
+    named: ClassVar[tuple[str, ...]] = ()
+    """Settings that an experiment's name stands for: with another of them it would be another experiment."""
     conditions: ClassVar[type[Any]]
     """What can be chosen in an evaluation: a dataclass, whose defaults are the published protocol's."""
 
@@ -124,9 +126,9 @@ class Recipe(ABC, Generic[L]):
         return {}
 
     @property
-    def lengthens(self) -> bool:
-        """Whether a run can be given more iterations when it is resumed."""
-        return True
+    def length_bound(self) -> str | None:
+        """Why a run cannot be given another number of iterations when it is resumed; None where it can."""
+        return None
 
     def restored(self, run: Run) -> L:
         """The learner of a run, its parameters still to be loaded."""

@@ -121,9 +121,9 @@ class SupervisedRecipe(Recipe[MAML]):
         raise ValueError("Omniglot's one-shot runs are for 20-way runs of Omniglot, which this is not.")
 
     @property
-    def lengthens(self) -> bool:
-        """Not where the meta step size is made for the number of iterations."""
-        return self.schedule == "constant"
+    def length_bound(self) -> str | None:
+        """A schedule other than the constant one is made for its number of iterations."""
+        return None if self.schedule == "constant" else f"the {self.schedule} schedule is made for it"
 
     def learner(self, model: nn.Module | None = None) -> MAML:
         """MAML on this recipe's network, or on a given one."""

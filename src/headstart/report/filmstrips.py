@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headstart.recipes import ControlRecipe, restore
 from headstart.report import words
 from headstart.report.commands import commands
 from headstart.report.episodes import SEED, Adapted, adapted, spread_tasks
@@ -63,13 +64,18 @@ def pictures(records: Sequence[RunRecord]) -> tuple[list[Picture], list[str]]:
     """One figure for each robot's run that adapts and has a checkpoint; and why, where there is none."""
     made, notes = [], []
     for record in records:
-        robot = record.kind == "control" and record.settings.get("problem") != "navigation-2d"
-        if robot and record.checkpoint and record.method in (MAML, FIRST_ORDER, CONTEXT):
+        if record.kind == "control" and record.checkpoint and record.method in (MAML, FIRST_ORDER, CONTEXT):
             try:
-                made.append(_picture(record))
+                if _has_robots(record):
+                    made.append(_picture(record))
             except (MissingExtraError, RenderingError) as error:
                 notes.append(f"{record.label} is not shown in motion: {error}")
     return made, notes
+
+
+def _has_robots(record: RunRecord) -> bool:
+    recipe = restore(record.run.config())
+    return isinstance(recipe, ControlRecipe) and isinstance(recipe.family(), Locomotion)
 
 
 def strips(found: Adapted) -> list[Strip]:
@@ -89,7 +95,7 @@ def strips(found: Adapted) -> list[Strip]:
                     _frame(painter, problem, task, episode, int(time))
                     for time in np.linspace(0, len(episode) - 1, FRAMES).round()
                 )
-                made.append(Strip(_asked(found.recipe.problem, task), moment.step, moment.mean_return(index), shown))
+                made.append(Strip(problem.asked(float(task)), moment.step, moment.mean_return(index), shown))
     return made
 
 
@@ -99,18 +105,13 @@ def _frame(painter: Painter, problem: Locomotion, task: Tensor, episode: Tensor,
     return Frame(painter.draw(task, episode[time])[_MIDDLE], seconds, float(episode[time, centre]))
 
 
-def _asked(problem: str, task: Tensor) -> str:
-    value = float(task)
-    if problem.endswith("direction"):
-        return "Forward" if value > 0 else "Backward"
-    return f"Asked for {value:.2f} m/s"
-
-
 def _picture(record: RunRecord) -> Picture:
     assert record.checkpoint is not None
     found = adapted(record, lambda problem: spread_tasks(problem, TASKS), steps=1)
     shown = strips(found)
-    falls = " Its episode ends when the robot falls." if record.settings["problem"].startswith("ant") else ""
+    problem = found.learner.problem
+    assert isinstance(problem, Locomotion)
+    falls = " Its episode ends when the robot falls." if problem.robot.fallen is not None else ""
     return Picture(
         name=f"filmstrip-{record.label}",
         title=f"Before and after one gradient step: {record.label}",

@@ -47,7 +47,7 @@ def _picture(record: RunRecord) -> Picture:
         alt=f"Two curves against the iteration, up to {record.iteration:,}. {told}",
         caption=(
             f"Left: meta-loss, as logged (light) and its moving average. Right: {shown} on the same "
-            f"validation tasks each time{_after(record)}, mean with 95 % confidence "
+            f"validation tasks each time{validated_after(record)}, mean with 95 % confidence "
             f"interval{', and median (dotted)' if metric == 'mse' else ''}.{chosen} "
             f"{record.iteration:,} iterations in {time}."
         ),
@@ -56,7 +56,8 @@ def _picture(record: RunRecord) -> Picture:
     )
 
 
-def _after(record: RunRecord) -> str:
+def validated_after(record: RunRecord) -> str:
+    """After how many gradient steps validation measured, to go on with in a sentence; empty where that is not noted."""
     step = record.validations[-1].get("step") if record.validations else None
     return "" if step is None else f" {words.steps(step)}" if step else " without a gradient step"
 

@@ -59,7 +59,7 @@ def problem(record: RunRecord) -> str:
     name = record.settings["problem"]
     usual = experiments()[name].recipe if name in experiments() else None
     changes = []
-    for setting in ("horizon", "frame_skip", "velocity"):
+    for setting in ("horizon", "frame_skip", "timestep", "velocity"):
         value = record.settings.get(setting)
         if usual is not None and value is not None and value != getattr(usual, setting):
             changes.append(f"{setting.replace('_', ' ')} {value}")

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from headstart.report import words
 from headstart.report.axes import iteration_axis, return_axis
 from headstart.report.commands import commands
-from headstart.report.learning_curves import smooth
+from headstart.report.learning_curves import smooth, validated_after
 from headstart.report.picture import Look, Picture, panels
 from headstart.report.records import RunRecord
 
@@ -33,7 +33,7 @@ def _picture(record: RunRecord) -> Picture:
         told += f" On validation tasks it is {words.value('return', final['mean'], final['ci95'])} at last."
     left = "return of the training episodes, "
     left += "before adaptation (light) and after it (strong)" if adapts else "without adaptation"
-    points = f"Points: validation tasks, the same each time, {_after(record)}, with 95 % confidence intervals. "
+    points = f"Points: validation tasks, the same each time,{validated_after(record)}, with 95 % confidence intervals. "
     best = record.best_iteration
     chosen = "" if best is None else f"Vertical line: the checkpoint best on validation, iteration {best:,}. "
     bound = "; dashed, its bound; crosses, updates that the line search gave up" if _bound(record) else ""
@@ -59,11 +59,6 @@ def _adapts(record: RunRecord) -> bool:
 def _bound(record: RunRecord) -> float | None:
     """TRPO's bound on the divergence."""
     return record.settings.get("max_kl") if record.settings.get("meta_update", "trpo") == "trpo" else None
-
-
-def _after(record: RunRecord) -> str:
-    step = record.validations[-1].get("step", 0) if record.validations else 0
-    return words.steps(step) if step else "without a gradient step"
 
 
 def _return(line: dict[str, float]) -> str:

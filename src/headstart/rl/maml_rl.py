@@ -29,7 +29,7 @@ from headstart.algorithms.maml import matching
 from headstart.inner import SGD, InnerOptimizer
 from headstart.layers import has_batch_norm
 from headstart.rl.advantage import advantages
-from headstart.rl.objectives import Experience, Objective, policy_gradient
+from headstart.rl.objectives import Experience, Objective, packed, policy_gradient
 from headstart.rl.problem import Environments, Problem
 from headstart.rl.rollout import Budget, Rollouts, collect, filled, pooled
 from headstart.types import LossFn, Params, Task
@@ -41,7 +41,7 @@ class MAMLRL(nn.Module):
 
     Args:
         policy: From observations `[..., observation]` to a distribution; see `headstart.models.GaussianPolicy`.
-            Its parameters are the meta-parameters.
+            Its parameters are the meta-parameters. It has to be one that `torch.vmap` takes.
         problem: The family of environments.
         inner: The inner optimiser.
         steps: Inner steps in training, each on fresh rollouts. With 0 one policy is trained on all tasks jointly
@@ -104,9 +104,9 @@ class MAMLRL(nn.Module):
         """
         if self.steps == 0:
             rollouts = pooled(self.collect(dict(self.policy.named_parameters()), tasks, generator, per_task=False))
-            return [self.experience(rollouts)], [rollouts]
+            return [packed(self.experience(rollouts))], [rollouts]
         seen = [rollouts for _, rollouts in self.trajectory(tasks, generator=generator)]
-        return [self.experience(rollouts) for rollouts in seen], seen
+        return [packed(self.experience(rollouts)) for rollouts in seen], seen
 
     def trajectory(
         self,
@@ -116,6 +116,8 @@ class MAMLRL(nn.Module):
         generator: torch.Generator,
         rollouts: int | None = None,
         inners: Sequence[InnerOptimizer] | None = None,
+        budget: Budget | None = None,
+        streams: int = 1,
     ) -> Iterator[tuple[Params, Rollouts]]:
         """For 0 to `steps` inner steps: the adapted parameters, `[tasks, ...]` each, and episodes made with them.
 
@@ -126,6 +128,8 @@ class MAMLRL(nn.Module):
             rollouts: Episodes per task and step; those of training unless given.
             inners: The inner optimiser of each step, of one kind; the learner's own unless given. The paper
                 halves the step size after the first step in evaluation.
+            budget: What sampling counts; that of training unless given.
+            streams: For `budget="steps"`: see `headstart.rl.rollout.filled`.
         """
         steps = self.steps if steps is None else steps
         inners = [self.inner] * steps if inners is None else inners
@@ -136,10 +140,10 @@ class MAMLRL(nn.Module):
         fast = {name: params[name].clone() for name in self.adapted_names}
         state = torch.vmap(self.inner.init)(fast)
         for step in range(steps + 1):
-            seen = self.collect(params, tasks, generator, rollouts)
+            seen = self.collect(params, tasks, generator, rollouts, budget=budget, streams=streams)
             yield params, seen
             if step < steps:
-                fast, state = self._stepped(theta, fast, self.experience(seen), inners[step], state)
+                fast, state = self._stepped(theta, fast, packed(self.experience(seen)), inners[step], state)
                 params = {**params, **fast}
 
     def adapt(
@@ -183,17 +187,21 @@ class MAMLRL(nn.Module):
         rollouts: int | None = None,
         *,
         per_task: bool = True,
+        budget: Budget | None = None,
+        streams: int = 1,
     ) -> Rollouts:
-        """Episodes of every task; `params` as `headstart.rl.rollout.collect` takes them."""
+        """Episodes of every task; `params` as `headstart.rl.rollout.collect` takes them, the rest as `trajectory`."""
         size, horizon = (len(tasks), self.rollouts if rollouts is None else rollouts), self.problem.horizon
         if size not in self._environments:  # simulators are costly to make
             self._environments[size] = self.problem.environments(*size)
         environments = self._environments[size]
 
-        def some() -> Rollouts:
-            return collect(self.policy, params, environments, tasks, horizon, generator, per_task=per_task)
+        def some(start: Tensor | None = None) -> Rollouts:
+            return collect(self.policy, params, environments, tasks, horizon, generator, per_task=per_task, start=start)
 
-        return some() if self.budget == "episodes" else filled(some(), some, size[1] * horizon)
+        if (self.budget if budget is None else budget) == "episodes":
+            return some()
+        return filled(some, size, size[1] * horizon, streams)
 
     def over(self, fn: Any, episodes: Sequence[Experience]) -> Any:
         """`fn` of every task's `Task(support, query)`: what each inner step learns from, and what is judged by."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from headstart import layers
 from headstart.models.policy import Distribution
@@ -35,6 +36,21 @@ class Experience(NamedTuple):
     """`[rollouts, time]`, bool."""
     behaviour: Distribution
     """The distribution each action was drawn from."""
+
+
+def packed(experience: Experience) -> Experience:
+    """The steps that were taken, of each task in one row: `[tasks, 1, steps, ...]` from `[tasks, rollouts, time, ...]`.
+
+    Losses are means over steps, so that they stay the same. Where episodes end early, or tasks have different numbers
+    of them, there is less to compute.
+    """
+    flat: Experience = pytree.tree_map(lambda leaf: leaf.flatten(1, 2), experience)
+    most = int(flat.valid.sum(1).max())
+    if most == flat.valid.shape[1]:
+        return experience
+    order = flat.valid.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    rows = torch.arange(len(order)).unsqueeze(1)
+    return pytree.tree_map(lambda leaf: leaf[rows, order].unsqueeze(1), flat)
 
 
 def policy_gradient(policy: nn.Module, objective: Objective = "log-likelihood") -> LossFn:

@@ -64,6 +64,7 @@ def collect(
     generator: torch.Generator,
     *,
     per_task: bool = True,
+    start: Tensor | None = None,
 ) -> Rollouts:
     """One episode of every environment.
 
@@ -75,6 +76,7 @@ def collect(
         horizon: Time steps at most.
         generator: Everything random is drawn from it, in the environments too.
         per_task: Whether each task has parameters of its own.
+        start: Which environments to start, bool `[tasks, rollouts]`; all unless given.
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
@@ -87,7 +89,7 @@ def collect(
 
     batched = torch.vmap(act) if per_task else act
     observations = environments.reset(tasks, generator).clone()  # environments may use their memory again
-    alive = torch.ones(observations.shape[:2], dtype=torch.bool)
+    alive = torch.ones(observations.shape[:2], dtype=torch.bool) if start is None else start
     terminated = torch.zeros_like(alive)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
     for _ in range(horizon):
@@ -105,31 +107,51 @@ def collect(
     return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
 
 
-def filled(first: Rollouts, more: Callable[[], Rollouts], steps: int) -> Rollouts:
-    """Episodes of every task until together they have `steps` time steps: those complete by then.
+def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: int, streams: int) -> Rollouts:
+    """Episodes of every task until those complete have `steps` time steps together: what the released code samples.
 
-    So the released code samples: it restarts what has finished until a number of steps, not of episodes, is reached.
-    Where good episodes are short ones a mean over its episodes is above that over a fixed number of them.
+    It restarts what has finished, in one stream of episodes per task in training, and in as many as there are
+    rollouts in evaluation. An episode cut off there is left out. So where good episodes are short ones, a mean over
+    them is above that of a fixed number of episodes.
 
     Args:
-        first: The first episodes.
-        more: Gives further ones.
+        sample: From which environments to start, bool `[tasks, rollouts]`, to their episodes.
+        shape: Numbers of tasks and rollouts.
         steps: Time steps per task.
+        streams: 1, or as many as rollouts.
     """
-    parts = [first]
-    while torch.stack([part.valid.sum((1, 2)) for part in parts]).sum(0).min() < steps:
-        parts.append(more())
-    if len(parts) == 1:
-        return first
+    wanted = torch.ones(shape, dtype=torch.bool)
+    parts: list[Rollouts] = []
+    while True:
+        parts.append(sample(wanted))
+        lengths = torch.stack([part.valid.sum(2) for part in parts], 1)  # [tasks, rounds, rollouts]
+        ended = lengths.cumsum(1) if streams > 1 else lengths.flatten(1).cumsum(1).view(lengths.shape)
+        ended = torch.where(lengths > 0, ended, torch.iinfo(ended.dtype).max).flatten(1)
+        order = ended.argsort(dim=1, stable=True)
+        enough = lengths.flatten(1).gather(1, order).cumsum(1) >= steps
+        reached = enough.any(1)
+        last = ended.gather(1, order).gather(1, enough.int().argmax(1, keepdim=True))  # the time that is complete by
+        if streams > 1:  # each has to have been followed until then
+            wanted = ~reached.unsqueeze(1) | (lengths.sum(1) < last)
+        else:
+            missing = steps - lengths.sum((1, 2))
+            usual = lengths.sum((1, 2)) / (lengths > 0).sum((1, 2))
+            wanted = torch.arange(shape[1]) < (missing / usual).ceil().unsqueeze(1)
+        if not wanted.any():
+            break
     length = max(part.valid.shape[2] for part in parts)
-    joined: Rollouts = pytree.tree_map(
-        lambda *leaves: torch.cat([_padded(leaf, length) for leaf in leaves], dim=1), *parts
-    )
-    complete = joined.valid.sum(2).cumsum(1) <= steps
-    valid = joined.valid & complete.unsqueeze(2)
-    counted = joined._replace(valid=valid, rewards=joined.rewards * valid, terminated=joined.terminated & complete)
-    most = int(complete.sum(1).max())
-    return pytree.tree_map(lambda leaf: leaf[:, :most], counted)
+    joined = pytree.tree_map(lambda *leaves: torch.cat([_padded(leaf, length) for leaf in leaves], dim=1), *parts)
+    return _selected(joined, ended <= last)
+
+
+def _selected(rollouts: Rollouts, kept: Tensor) -> Rollouts:
+    """The rollouts of each task that are `kept`, `[tasks, rollouts]`, in their order; the rest is not valid."""
+    order = kept.int().argsort(dim=1, descending=True, stable=True)[:, : int(kept.sum(1).max())]
+    rows = torch.arange(len(kept)).unsqueeze(1)
+    chosen: Rollouts = pytree.tree_map(lambda leaf: leaf[rows, order], rollouts)
+    valid = chosen.valid & kept[rows, order].unsqueeze(2)
+    ended = chosen.terminated & valid[..., 0]
+    return chosen._replace(valid=valid, rewards=torch.where(valid, chosen.rewards, 0.0), terminated=ended)
 
 
 def _padded(leaf: Tensor, length: int) -> Tensor:

@@ -11,6 +11,9 @@ parameters, and so is its gradient in `y`. Its Hessian there has no term with a 
 So `F v` is one forward-mode derivative through adaptation, a product with the (block-)diagonal `M`, and one
 reverse-mode derivative: exact, without the third derivatives that the Hessian of adaptation would take. The
 released code has finite differences of the divergence's gradient instead: `hessian="finite-differences"`.
+
+Differs: the mean divergence is the mean over tasks of each one's mean, where the released code has one mean over all
+time steps; the same where tasks have the same number of them.
 """
 
 import math
@@ -98,6 +101,8 @@ class TRPO(MetaUpdate):
         if not math.isfinite(curvature):
             raise NonFiniteError("the curvature of the divergence is not finite, the meta-gradient is")
         length = math.sqrt(2 * self.max_kl / (curvature + 1e-8)) if curvature > 0 else 0.0
+        if not length:  # differences of the divergence's gradient need not be positive
+            return {"meta_loss": before, "loss_after": before, "kl": 0.0, "backtracks": 0.0, "accepted": 0.0}
         return {"meta_loss": before, **self.search(episodes, linalg.scaled(length, direction), before)}
 
     def gradient(self, episodes: Sequence[Experience]) -> tuple[float, Params]:

@@ -47,6 +47,9 @@ class Simulation:
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_rnePostConstraint(self.model, self.data)
 
+    def fallen(self):
+        return not 0.2 <= self.data.qpos[2] <= 1.0
+
     def centre(self):
         masses = self.model.body_mass[1:, None]
         return (masses * self.data.xipos[1:]).sum(0) / masses.sum()

@@ -71,6 +71,26 @@ def test_tasks_are_given_or_drawn():
     assert oracle.unwrapped.problem.frame_skip == 5
 
 
+def test_how_long_an_episode_is_is_gymnasiums_to_say():
+    def length(made):
+        made.reset(seed=0)
+        for time in range(1, 400):
+            _, _, terminated, truncated, _ = made.step(np.zeros(made.action_space.shape, np.float32))
+            if terminated or truncated:
+                return time, terminated, truncated
+        return None
+
+    name = "headstart/Navigation2D-v0"
+    goal = [0.4, 0.4]
+    assert length(gymnasium.make(name, task=goal)) == (100, False, True)
+    assert length(gymnasium.make(name, task=goal, max_episode_steps=7)) == (7, False, True)
+    assert length(gymnasium.make(name, task=goal, max_episode_steps=130)) == (130, False, True)
+    with pytest.raises(ValueError, match=r"horizon=50: give max_episode_steps=50 to gymnasium\.make"):
+        gymnasium.make(name, horizon=50)
+    given = SingleEnvironment(envs.Navigation(horizon=5), task=goal)
+    assert length(given) == length(given) == (5, False, True)
+
+
 def test_an_id_alone_is_enough():
     code = (
         "import gymnasium\n"
@@ -87,6 +107,8 @@ def test_an_id_alone_is_enough():
         (lambda: SingleEnvironment("Swimmer"), "problem='Swimmer': give one of AntDirection"),
         (lambda: SingleEnvironment("Navigation", render_mode="human"), "render_mode='human'"),
         (lambda: SingleEnvironment(envs.Navigation(), oracle=True), "options oracle"),
+        (lambda: gymnasium.make("headstart/HalfCheetahDirection-v0", task=0.3), "tasks hold 0.3: give -1 or 1"),
+        (lambda: gymnasium.make("headstart/AntVelocity-v0").reset(options={"task": np.nan}), "tasks hold nan"),
     ],
 )
 def test_what_a_user_gets_wrong_is_named(wrong, message):
@@ -138,6 +160,15 @@ def test_a_family_of_ones_own():
     assert_close(step.observations[1], first[1] + 4)  # ended, and not stepped again
     assert_close(environments.reset(tasks, torch.Generator().manual_seed(0)), first)
     assert not torch.equal(environments.reset(tasks, torch.Generator().manual_seed(1)), first)
+
+
+def test_an_environment_given_an_action_that_is_not_finite_is_not_stepped_and_rewarded_with_nan():
+    environments = GymnasiumProblem(Corridor, draw, horizon=5).environments(1, 2)
+    first = environments.reset(torch.ones(1, 1), torch.Generator().manual_seed(0))
+    step = environments.step(torch.tensor([[[torch.nan], [0.0]]]), alive(1, 2))
+    assert_close(step.rewards, torch.tensor([[torch.nan, 2.0]]), equal_nan=True)
+    assert_close(step.observations - first, torch.tensor([[[0.0], [1.0]]]))
+    assert not step.terminated.any()
 
 
 def test_environments_are_made_again_only_for_other_tasks():

@@ -45,6 +45,10 @@ def episode(environments, tasks, actions, seed=0, ends=True):
     return out
 
 
+def about(problem, tasks, size):
+    return problem().environments(size, 1).reset(torch.tensor(tasks), seeded())
+
+
 def test_the_robots_are_the_papers():
     cheetah, ant = HALF_CHEETAH.model(), ANT.model()
     assert cheetah.body_mass.sum() == pytest.approx(14)
@@ -211,6 +215,42 @@ def test_an_unstable_simulation_ends_finite(problem, bad, monkeypatch, tmp_path)
     assert step.observations.isfinite().all()
 
 
+@pytest.mark.parametrize("problem", [HalfCheetahDirection, AntDirection])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_robot_given_an_action_that_is_not_finite_stays_as_it_is_and_is_rewarded_with_nan(
+    problem, bad, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # where MuJoCo would write MUJOCO_LOG.TXT
+    problem = problem()
+    spoilt, sound = problem.environments(2, 2), problem.environments(2, 2)
+    tasks, actions = torch.tensor([[1.0], [-1.0]]), random_actions(problem, 4, 2, 2)
+    first, _ = (environments.reset(tasks, seeded()) for environments in (spoilt, sound))
+    stuck = torch.tensor([[False, False], [True, False]])
+    for time, action in enumerate(actions):
+        expected = sound.step(action, alive(2, 2) & ~stuck)
+        action[1, 0, time % problem.action_size] = bad
+        step = spoilt.step(action, alive(2, 2))
+        assert torch.equal(step.rewards.isnan(), stuck)
+        assert torch.equal(step.rewards[~stuck], expected.rewards[~stuck])
+        assert torch.equal(step.observations[~stuck], expected.observations[~stuck])
+        assert torch.equal(step.observations[stuck], first[stuck])
+        assert not step.terminated.any()
+    assert not spoilt.physics.failed.any()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_velocities_may_be_others_than_those_drawn():
+    environments = HalfCheetahVelocity().environments(2, 1)
+    assert environments.reset(torch.tensor([[-1.0], [7.5]]), seeded()).isfinite().all()
+
+
+def test_a_time_step_is_the_robots_own_unless_given():
+    for problem, own in ((HalfCheetahVelocity, 0.01), (AntVelocity, 0.02)):
+        for given, expected in ((None, own), (0.005, 0.005)):
+            made = problem(timestep=given)
+            assert made.timestep == made.environments(1, 1).physics.model.opt.timestep == expected
+
+
 def test_an_error_in_one_simulation_ends_that_one_only():
     problem = AntDirection(threads=1)
     environments = problem.environments(1, 3)
@@ -251,11 +291,12 @@ def test_the_oracle_sees_the_task():
         (lambda: HalfCheetahVelocity(timestep=-1.0), "timestep=-1.0"),
         (lambda: HalfCheetahVelocity(velocity="torso"), "velocity='torso'.*'subtree', 'position-difference'"),
         (lambda: HalfCheetahVelocity().environments(1, 0), "rollouts=0"),
-        (lambda: HalfCheetahVelocity().environments(2, 1).reset(torch.zeros(2), seeded()), r"shape \[2, 1\]"),
-        (
-            lambda: HalfCheetahVelocity().environments(1, 1).step(torch.full((1, 1, 6), torch.nan), alive(1, 1)),
-            "actions hold NaN",
-        ),
+        (lambda: about(HalfCheetahVelocity, [0.0, 1.0], 2), r"for 2 tasks of 1 number each, shape \[2, 1\]"),
+        (lambda: about(HalfCheetahVelocity, [[0.0], [1.0]], 1), "for 1 task of 1 number, shape"),
+        (lambda: about(AntVelocity, [[torch.nan]], 1), "tasks hold nan: give finite numbers"),
+        (lambda: about(HalfCheetahDirection, [[-1.0], [0.3]], 2), "tasks hold 0.3: give -1 or 1"),
+        (lambda: about(AntDirection, [[0.0]], 1), "tasks hold 0: give -1 or 1"),
+        (lambda: about(AntDirection, [[torch.inf]], 1), "tasks hold inf: give finite numbers"),
     ],
 )
 def test_what_a_user_gets_wrong_is_named(wrong, message):

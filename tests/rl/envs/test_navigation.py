@@ -56,13 +56,25 @@ def test_observations_handed_out_stay_as_they_were():
     assert_close(second, torch.full((1, 1, 2), 0.1))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_point_given_an_action_that_is_not_finite_stays_where_it_is_and_is_rewarded_with_nan(bad):
+    environments, on = Navigation().environments(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    environments.reset(torch.tensor([[0.3, 0.1]]), seeded())
+    actions = torch.tensor([[[0.5, bad], [0.5, 1.0]]])
+    for moves in (1, 2):
+        step = environments.step(actions, on)
+        assert_close(step.observations, torch.tensor([[[0.0, 0.0], [0.05 * moves, 0.1 * moves]]]))
+        assert step.rewards.isnan().tolist() == [[True, False]]
+        assert not step.terminated.any()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda: Navigation(horizon=0), "horizon=0"),
         (lambda: Navigation().environments(0, 2), "num_tasks=0"),
         (lambda: Navigation().environments(1, 2).reset(torch.zeros(2, 2), seeded()), r"\[2, 2\].*\[1, 2\]"),
-        (lambda: Navigation().environments(1, 2).reset(torch.full((1, 2), torch.nan), seeded()), "not finite"),
+        (lambda: Navigation().environments(1, 2).reset(torch.full((1, 2), torch.nan), seeded()), "nan: give finite"),
         (
             lambda: Navigation().environments(1, 2).step(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool)),
             r"actions of shape \[1, 2, 3\]",

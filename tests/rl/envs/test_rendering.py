@@ -6,7 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from headstart.rl.envs import AntDirection, Bandit, FourStates, HalfCheetahVelocity, Navigation, studio
-from headstart.rl.envs.rendering import AGENT, GOAL, Painter, frames, replay
+from headstart.rl.envs.drawing import AGENT, GOAL, Artist, blank
+from headstart.rl.envs.rendering import Painter, frames, replay
 from headstart.rl.problem import Problem
 
 
@@ -39,16 +40,38 @@ def test_the_small_problems_have_pictures():
     assert (filled[25], filled[75]) == (25, 100)
 
 
-def test_a_problem_nobody_can_draw_is_named():
-    class Other(Problem):
-        def sample(self, size, generator):
-            return torch.zeros(size, 1)
+class Other(Problem):
+    def sample(self, size, generator):
+        return torch.zeros(size, 1)
 
-        def environments(self, num_tasks, rollouts):
-            raise NotImplementedError
+    def environments(self, num_tasks, rollouts):
+        raise NotImplementedError
 
-    with pytest.raises(ValueError, match="Other has no picture"):
+
+def test_a_problem_that_does_not_say_how_it_is_drawn_is_named():
+    with pytest.raises(ValueError, match=r"Other has no picture: give it a method artist\(size\)"):
         Painter(Other())
+
+
+def test_a_problem_of_ones_own_draws_itself():
+    freed = []
+
+    class Mine(Other):
+        def artist(self, size):
+            def draw(task, observation):
+                picture = blank(size)
+                picture[int(task[0]), int(observation[0])] = AGENT
+                return picture
+
+            return Artist(draw, lambda: freed.append(size))
+
+    pictures = frames(Mine(), torch.tensor([2.0]), torch.tensor([[3.0], [1.0]]), size=(4, 5))
+    assert [centre_of(picture, AGENT).tolist() for picture in pictures] == [[2, 3], [2, 1]]
+    assert freed == [(4, 5)]
+    with Painter(Mine()) as painter:
+        pass
+    with pytest.raises(ValueError, match="painter is closed"):
+        painter.draw(torch.zeros(1), torch.zeros(1))
 
 
 def test_actions_are_replayed_to_the_episodes_end():
@@ -71,8 +94,10 @@ def test_a_robot_is_drawn_where_its_observation_has_it(problem):
         pytest.skip(f"nothing to draw with here: {error}")
     with painter:
         first, last = (painter.draw(torch.ones(1), seen[i]) for i in (0, -1))
-        painter.draw(torch.ones(1), seen[0])
-        np.testing.assert_allclose(painter.studio.data.qpos, environments.physics.qpos[0], atol=1e-5)
+    drawing = studio.Studio(problem.robot, (60, 80))
+    drawing.draw(seen[0].double().numpy())
+    np.testing.assert_allclose(drawing.data.qpos, environments.physics.qpos[0], atol=1e-5)
+    drawing.close()
     assert first.shape == (60, 80, 3)
     assert first.dtype == np.uint8
     assert first.std() > 10  # something is to be seen

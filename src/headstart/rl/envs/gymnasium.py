@@ -4,6 +4,7 @@ Importing this module registers `headstart/HalfCheetahVelocity-v0` and the other
 so by itself if the id names the module: `"headstart.rl.envs.gymnasium:headstart/HalfCheetahVelocity-v0"`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headstart.rl import envs
-from headstart.rl.envs.checks import check_shape, check_size, check_tasks
+from headstart.rl.envs.checks import check_shape, check_size, check_tasks, lost
 from headstart.rl.envs.extra import require
 from headstart.rl.envs.rendering import Painter
 from headstart.rl.problem import Environments, Problem, Step
@@ -40,7 +41,11 @@ class SingleEnvironment(gymnasium.Env):
         task: What the environment is about, in the problem's numbers; by default drawn anew at each reset.
             `reset(options={"task": ...})` sets it for one episode.
         render_mode: "rgb_array" or nothing.
-        **options: Of the problem, if it is given by name.
+        **options: Of the problem, if it is given by name; but for its horizon, which is Gymnasium's to keep, by
+            `gymnasium.make(..., max_episode_steps=...)`. The horizon of a problem given as such is kept here.
+
+    Raises:
+        ValueError: What is given is none of these, or no task of the problem.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium has it
@@ -57,14 +62,22 @@ class SingleEnvironment(gymnasium.Env):
         if isinstance(problem, str):
             if problem not in envs.__all__:
                 raise ValueError(f"problem={problem!r}: give one of {', '.join(envs.__all__)}")
+            if "horizon" in options:
+                given = options["horizon"]
+                raise ValueError(f"horizon={given}: give max_episode_steps={given} to gymnasium.make instead")
+            self.horizon = math.inf
             problem = getattr(envs, problem)(**options)
         elif options:
             raise ValueError(f"options {', '.join(options)}: the problem is made already; make it with them")
+        else:
+            self.horizon = problem.horizon
         assert isinstance(problem, Problem)
         self.problem, self.render_mode = problem, render_mode
         self.given = None if task is None else _row(task)
         self.environments = problem.environments(1, 1)
-        self.generator = torch.Generator()
+        self.generator, self.time = torch.Generator(), 0
+        if self.given is not None:  # refused now, if it is none
+            self.environments.reset(self.given.unsqueeze(0), self.generator)
         self.alive = torch.ones(1, 1, dtype=torch.bool)
         self.task = self.observation = torch.empty(0)
         self.painter: Painter | None = None
@@ -85,16 +98,17 @@ class SingleEnvironment(gymnasium.Env):
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
         task = (options or {}).get("task", self.given)
         self.task = self.problem.sample(1, self.generator)[0] if task is None else _row(task)
-        self.observation = self.environments.reset(self.task.unsqueeze(0), self.generator)[0, 0]
+        self.observation, self.time = self.environments.reset(self.task.unsqueeze(0), self.generator)[0, 0], 0
         return self.observation.numpy().copy(), {"task": self.task.numpy().copy()}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One time step; the horizon is Gymnasium's `TimeLimit` to keep."""
+        """One time step."""
         kind = torch.int64 if self.problem.actions == "discrete" else torch.float32
         step = self.environments.step(torch.as_tensor(action, dtype=kind)[None, None], self.alive)
-        self.observation = step.observations[0, 0]
+        self.observation, self.time = step.observations[0, 0], self.time + 1
         info = {"task": self.task.numpy().copy()}
-        return self.observation.numpy().copy(), float(step.rewards), bool(step.terminated), False, info
+        over = bool(step.terminated), self.time >= self.horizon
+        return self.observation.numpy().copy(), float(step.rewards), *over, info
 
     def render(self) -> np.ndarray | None:
         """What there is to see, `[height, width, 3]`, uint8."""
@@ -205,9 +219,10 @@ class _Family(Environments):
         single = () if self.problem.actions == "discrete" else (self.problem.action_size,)
         check_shape("actions", actions, (*self.shape, *single))
         chosen = actions.detach().reshape(-1, *single).numpy()
-        rewards, terminated = torch.zeros(len(self.members)), torch.zeros(len(self.members), dtype=torch.bool)
+        stuck = lost(actions).flatten() if single else torch.zeros(len(self.members), dtype=torch.bool)
+        rewards, terminated = torch.where(stuck, torch.nan, 0.0), torch.zeros(len(self.members), dtype=torch.bool)
         self.time += 1
-        for i in alive.flatten().nonzero().flatten().tolist():
+        for i in (alive.flatten() & ~stuck).nonzero().flatten().tolist():
             observation, reward, over, truncated, _ = self.members[i].step(self.problem.action(chosen[i]))
             if truncated and not over and self.time < self.problem.horizon:
                 raise ValueError(

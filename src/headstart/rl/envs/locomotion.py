@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.rl.envs.checks import check_shape, check_size, check_tasks, uniform
+from headstart.rl.envs.checks import check_shape, check_size, check_tasks, lost, uniform
+from headstart.rl.envs.drawing import Artist
 from headstart.rl.envs.extra import require
 from headstart.rl.envs.physics import Physics
 from headstart.rl.envs.robots import ANT, HALF_CHEETAH, Floats, Robot
+from headstart.rl.envs.studio import Studio
 from headstart.rl.problem import Environments, Problem, Step
 
 VELOCITIES = ("subtree", "position-difference")
+BACKWARDS, FORWARDS = -1.0, 1.0
 
 
 class Locomotion(Problem):
@@ -39,6 +42,8 @@ class Locomotion(Problem):
     """
 
     robot: Robot
+    allowed: tuple[float, ...] | None = None
+    """What a task can be; any finite number, if absent."""
 
     def __init__(
         self,
@@ -69,10 +74,23 @@ class Locomotion(Problem):
     def progress(self, velocity: Floats, task: Floats) -> Floats:
         """The task's own reward for moving with `velocity` m/s along x."""
 
+    @abstractmethod
+    def asked(self, task: float) -> str:
+        """What a task asks of the robot, in words."""
+
     def environments(self, num_tasks: int, rollouts: int) -> "Robots":
         """`num_tasks x rollouts` robots."""
         check_size(num_tasks, rollouts)
         return Robots(self, num_tasks, rollouts)
+
+    def artist(self, size: tuple[int, int]) -> Artist:
+        """Draws the robot, with a camera that follows it.
+
+        Raises:
+            RenderingError: There is no OpenGL to draw with; the message says what to install.
+        """
+        studio = Studio(self.robot, size)
+        return Artist(lambda task, observation: studio.draw(observation), studio.close)
 
 
 class HalfCheetahVelocity(Locomotion):
@@ -88,11 +106,16 @@ class HalfCheetahVelocity(Locomotion):
         """How far the velocity is from what is asked, negated."""
         return -np.abs(velocity - task)
 
+    def asked(self, task: float) -> str:
+        """The velocity."""
+        return _velocity(task)
+
 
 class HalfCheetahDirection(Locomotion):
     """Half-cheetahs that are each to run forwards (1) or backwards (-1), as fast as they can."""
 
     robot = HALF_CHEETAH
+    allowed = (BACKWARDS, FORWARDS)
 
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """Directions, 1 or -1, `[size, 1]`."""
@@ -101,6 +124,10 @@ class HalfCheetahDirection(Locomotion):
     def progress(self, velocity: Floats, task: Floats) -> Floats:
         """The velocity in the direction asked for."""
         return task * velocity
+
+    def asked(self, task: float) -> str:
+        """Forward or backward."""
+        return _direction(task)
 
 
 class AntVelocity(Locomotion):
@@ -116,11 +143,16 @@ class AntVelocity(Locomotion):
         """How far the velocity is from what is asked, negated, plus 1: it must pay not to fall."""
         return 1.0 - np.abs(velocity - task)
 
+    def asked(self, task: float) -> str:
+        """The velocity."""
+        return _velocity(task)
+
 
 class AntDirection(Locomotion):
     """Ants that are each to walk forwards (1) or backwards (-1), as fast as they can."""
 
     robot = ANT
+    allowed = (BACKWARDS, FORWARDS)
 
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """Directions, 1 or -1, `[size, 1]`."""
@@ -130,10 +162,22 @@ class AntDirection(Locomotion):
         """The velocity in the direction asked for."""
         return task * velocity
 
+    def asked(self, task: float) -> str:
+        """Forward or backward."""
+        return _direction(task)
+
 
 def _directions(size: int, generator: torch.Generator) -> Tensor:
     draws = uniform(0.0, 1.0, (size, 1), generator)
-    return torch.where(draws < 0.5, -1.0, 1.0)
+    return torch.where(draws < 0.5, BACKWARDS, FORWARDS)
+
+
+def _direction(task: float) -> str:
+    return "Forward" if task == FORWARDS else "Backward"
+
+
+def _velocity(task: float) -> str:
+    return f"Asked for {task:.2f} m/s"
 
 
 class Robots(Environments):
@@ -147,7 +191,7 @@ class Robots(Environments):
 
     def reset(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """The first observations, `[tasks, rollouts, observation]`, of robots near their start."""
-        check_tasks(tasks, (self.shape[0], 1))
+        check_tasks(tasks, (self.shape[0], 1), self.problem.allowed)
         self.tasks = tasks.to(torch.float64).repeat_interleave(self.shape[1], dim=0).numpy()
         self.physics.reset(generator)
         return self._tensor(self.observe())
@@ -155,8 +199,10 @@ class Robots(Environments):
     def step(self, actions: Tensor, alive: Tensor) -> Step:
         """One time step of the robots whose episodes go on."""
         check_shape("actions", actions, (*self.shape, self.problem.action_size))
+        stuck = lost(actions).reshape(-1).numpy()
         wanted = actions.detach().to(torch.float64).reshape(-1, self.problem.action_size).numpy()
-        rewards = self.advance(np.clip(wanted, -1.0, 1.0), alive.reshape(-1).numpy())
+        wanted = np.where(stuck[:, None], 0.0, np.clip(wanted, -1.0, 1.0))
+        rewards = np.where(stuck, np.nan, self.advance(wanted, alive.reshape(-1).numpy() & ~stuck))
         fallen = self.problem.robot.fallen
         over = np.zeros(len(rewards), bool) if fallen is None else fallen(self.physics) | self.physics.failed
         terminated = torch.from_numpy(over).reshape(self.shape)
@@ -164,8 +210,6 @@ class Robots(Environments):
 
     def advance(self, actions: Floats, alive: np.ndarray) -> Floats:
         """Steps the physics with clipped actions `[simulations, action]`; returns the rewards, in float64."""
-        if np.isnan(actions).any():
-            raise ValueError("actions hold NaN: the policy that chose them has diverged")
         before = self.physics.qpos[:, 0].copy()
         self.physics.step(actions, alive, self.problem.frame_skip)
         if self.problem.velocity == "subtree":

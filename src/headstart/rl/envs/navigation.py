@@ -1,9 +1,12 @@
 """2-D navigation: a point that is to find a goal it is not shown (Finn et al. 2017, section 5.3)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.rl.envs.checks import check_shape, check_size, check_tasks, uniform
+from headstart.rl.envs.checks import check_shape, check_size, check_tasks, lost, uniform
+from headstart.rl.envs.drawing import AGENT, GOAL, GRID, Artist, Picture, blank, coordinates
+from headstart.rl.envs.robots import Floats
 from headstart.rl.problem import Environments, Problem, Step
 
 REACH = 0.1
@@ -50,6 +53,10 @@ class Navigation(Problem):
         check_size(num_tasks, rollouts)
         return _Points(self.oracle, num_tasks, rollouts)
 
+    def artist(self, size: tuple[int, int]) -> Artist:
+        """Draws the point in the square [-1, 1]^2."""
+        return Artist(lambda task, observation: _draw(size, task, observation[:2]))
+
 
 class _Points(Environments):
     def __init__(self, oracle: bool, num_tasks: int, rollouts: int):
@@ -64,11 +71,23 @@ class _Points(Environments):
 
     def step(self, actions: Tensor, alive: Tensor) -> Step:
         check_shape("actions", actions, self.shape)
-        self.positions = self.positions + REACH * actions.clamp(-1.0, 1.0)
+        stuck = lost(actions)
+        moved = self.positions + REACH * actions.clamp(-1.0, 1.0)
+        self.positions = torch.where(stuck.unsqueeze(-1), self.positions, moved)
         offsets = self.positions - self.goals
         distances = torch.linalg.vector_norm(offsets, dim=-1)
         close = (offsets.abs() < CLOSE).all(dim=-1)
-        return Step(self._observe(), -distances, close)
+        return Step(self._observe(), torch.where(stuck, torch.nan, -distances), close)
 
     def _observe(self) -> Tensor:
         return torch.cat([self.positions, self.goals], dim=-1) if self.oracle else self.positions
+
+
+def _draw(size: tuple[int, int], goal: Floats, position: Floats) -> Picture:
+    """The square [-1, 1]^2: where goals can be, the goal as a square and the point as a disc."""
+    x, y = coordinates(size)
+    picture = blank(size)
+    picture[np.maximum(abs(x), abs(y)) <= 0.5] = GRID
+    picture[np.maximum(abs(x - goal[0]), abs(y - goal[1])) <= 0.05] = GOAL
+    picture[np.hypot(x - position[0], y - position[1]) <= 0.05] = AGENT
+    return picture

@@ -1,9 +1,11 @@
 """Two small problems with discrete actions, for quick studies of meta-RL."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.rl.envs.checks import check_shape, check_size, check_tasks, uniform
+from headstart.rl.envs.drawing import AGENT, GOAL, GRID, Artist, Picture, blank, coordinates
 from headstart.rl.problem import Environments, Problem, Step
 
 WIDTH = 3
@@ -54,6 +56,10 @@ class FourStates(Problem):
         """`num_tasks x rollouts` grids."""
         check_size(num_tasks, rollouts)
         return _Grids(num_tasks, rollouts)
+
+    def artist(self, size: tuple[int, int]) -> Artist:
+        """Draws the cells."""
+        return Artist(lambda task, observation: _draw_grid(size, GOALS[int(task[0])], int(observation.argmax())))
 
 
 class _Grids(Environments):
@@ -115,6 +121,10 @@ class Bandit(Problem):
         check_size(num_tasks, rollouts)
         return _Bandits(self.action_size, num_tasks, rollouts)
 
+    def artist(self, size: tuple[int, int]) -> Artist:
+        """Draws the arms."""
+        return Artist(lambda task, observation: _draw_bars(size, task.tolist()))
+
 
 class _Bandits(Environments):
     def __init__(self, arms: int, num_tasks: int, rollouts: int):
@@ -134,3 +144,27 @@ class _Bandits(Environments):
         check_shape("actions", actions, self.shape)
         pays = torch.rand(self.shape, generator=self.generator) < self.probabilities.gather(1, actions)
         return Step(self.observations, pays.to(torch.float32), torch.zeros(self.shape, dtype=torch.bool))
+
+
+def _draw_grid(size: tuple[int, int], goal: int, cell: int) -> Picture:
+    """The 3 x 3 cells: the goal filled, a disc where one is."""
+    x, y = (WIDTH / 2 * c for c in coordinates(size))  # cells of side 1 around the origin
+    picture = blank(size)
+    for number in range(WIDTH**2):
+        row, column = divmod(number, WIDTH)
+        from_x, from_y = abs(x - (column - 1)), abs(y + (row - 1))
+        picture[np.maximum(from_x, from_y) <= 0.47] = GOAL if number == goal else GRID
+        if number == cell:
+            picture[np.hypot(from_x, from_y) <= 0.3] = AGENT
+    return picture
+
+
+def _draw_bars(size: tuple[int, int], probabilities: list[float]) -> Picture:
+    """How often each arm pays, as a bar."""
+    height, width = size
+    picture = blank(size)
+    for arm, probability in enumerate(probabilities):
+        left, right = (int(width * (arm + edge) / len(probabilities)) for edge in (0.1, 0.9))
+        picture[:, left:right] = GRID
+        picture[height - round(height * probability) :, left:right] = GOAL
+    return picture

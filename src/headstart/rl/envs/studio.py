@@ -7,13 +7,10 @@ import sys
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from headstart.rl.envs.drawing import Picture
 from headstart.rl.envs.extra import require
 from headstart.rl.envs.robots import Floats, Robot
-
-Picture = NDArray[np.uint8]
-"""Red, green and blue, `[height, width, 3]`."""
 
 LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}
 """What draws without a display, in order of preference, and its library."""
