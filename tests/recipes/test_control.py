@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -331,3 +332,35 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_a_context_needs_adaptation():
     with pytest.raises(ValueError, match="context"):
         replace(recipe_of("navigation-2d-pretrained"), context=2)
+
+
+def test_the_first_step_size_is_the_one_best_on_validation_tasks():
+    """Of a learner whose return after a step is the larger the nearer its rate is to 0.2."""
+
+    class Learner:
+        problem = small().family()
+        asked: ClassVar[list] = []
+
+        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams):
+            self.asked.append((len(tasks), [inner.lr for inner in inners]))
+            yield {}, Episodes(0.0)
+            for inner in inners:
+                yield {}, Episodes(-abs(inner.lr - 0.2))
+
+    class Episodes:
+        def __init__(self, value):
+            self.value = value
+
+        def mean_returns(self):
+            return torch.full((Learner.asked[-1][0],), self.value)
+
+    recipe = small(eval_lr=0.4, eval_lr_later=0.1, tune_eval_lr=(0.1, 0.25, 0.9), val_tasks=5)
+    result = recipe.evaluate(Learner(), Conditions(num_tasks=3, steps=2), None)  # pyright: ignore
+    assert Learner.asked[:3] == [(5, [0.1]), (5, [0.25]), (5, [0.9])]
+    assert Learner.asked[3] == (3, [0.25, 0.0625])
+    assert (result["inner_lr"], result["inner_lr_later"]) == (0.25, 0.0625)
+    assert recipe.measured_alike({**result, "rollouts": recipe.eval_rollouts, "budget": recipe.budget})
+    Learner.asked.clear()
+    assert recipe.evaluate(Learner(), Conditions(steps=0), None)["inner_lr"] == 0.4  # pyright: ignore
+    with pytest.raises(ValueError, match="all step sizes are positive"):
+        small(tune_eval_lr=(0.0, 0.1))

@@ -131,6 +131,8 @@ class ControlRecipe(Recipe[MAMLRL]):
     """Step size of the first inner step, in validation and evaluation."""
     eval_lr_later: float = 0.05
     """Step size of the inner steps after the first, in validation and evaluation."""
+    tune_eval_lr: tuple[float, ...] = ()
+    """First step sizes of which evaluation takes the one best on validation tasks; none: `eval_lr` as it is."""
     eval_steps: int = 3
     """Inner steps in evaluation."""
     val_tasks: int = 20
@@ -166,6 +168,8 @@ class ControlRecipe(Recipe[MAMLRL]):
             raise ValueError(f"timestep must lie between 0 and 1 seconds, got {self.timestep}.")
         if 0 in (self.max_kl, self.fisher_fraction):
             raise ValueError(f"max_kl and fisher_fraction must not be 0, got {self.max_kl}, {self.fisher_fraction}.")
+        if self.tune_eval_lr and not min(self.eval_lr, *self.tune_eval_lr) > 0:
+            raise ValueError(f"With tune_eval_lr all step sizes are positive, got {self.eval_lr}, {self.tune_eval_lr}.")
         if self.context and self.steps == 0:
             raise ValueError("A context is for what adapts in training: give steps of at least 1, or no context.")
 
@@ -249,18 +253,34 @@ class ControlRecipe(Recipe[MAMLRL]):
         steps = self.eval_steps if asked.steps is None else asked.steps
         rollouts = self.eval_rollouts if asked.rollouts is None else asked.rollouts
         budget = self.budget if asked.budget is None else asked.budget
+        tuned = self.tuned(learner, budget) if steps else self
         tasks = _listed(learner.problem, asked.num_tasks, asked.seed, TEST)
-        table = self.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
+        table = tuned.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
         return {
             "num_tasks": len(tasks),
             "rollouts": rollouts,
             "budget": budget,
             "seed": asked.seed,
             "tasks_digest": hashlib.sha256(tasks.contiguous().numpy().tobytes()).hexdigest()[:16],
-            "inner_lr": self.eval_lr,
-            "inner_lr_later": self.eval_lr_later,
+            "inner_lr": tuned.eval_lr,
+            "inner_lr_later": tuned.eval_lr_later,
             "per_step": [summary(step, column)._asdict() for step, column in enumerate(table.T)],
         }
+
+    def tuned(self, learner: MAMLRL, budget: Budget) -> Self:
+        """With the first step size that is best on validation tasks after one step, where the recipe has a choice."""
+        if not self.tune_eval_lr:
+            return self
+        tasks = _listed(learner.problem, self.val_tasks, VALIDATION_SEED, VALIDATION)
+        share = self.eval_lr_later / self.eval_lr
+
+        def score(recipe: Self) -> float:
+            rng = generator(VALIDATION_SEED, "validation rollouts")
+            mean = summary(1, recipe.returns(learner, tasks, 1, self.eval_rollouts, rng, budget)[:, 1]).mean
+            return -math.inf if mean is None else mean
+
+        choices = [replace(self, eval_lr=rate, eval_lr_later=rate * share) for rate in self.tune_eval_lr]
+        return max(choices, key=score)
 
     def eval_inners(self, steps: int) -> list[SGD]:
         """The inner optimiser of each step of evaluation."""
@@ -295,9 +315,10 @@ class ControlRecipe(Recipe[MAMLRL]):
         return f"{checkpoint}-{num_tasks}tasks-{rollouts}rollouts-by-{budget}-{steps}steps-seed{seed}.json"
 
     def measured_alike(self, evaluation: Mapping[str, Any]) -> bool:
-        """Same rollouts, counted alike, and step sizes."""
+        """Same rollouts, counted alike, and step sizes, where they are not chosen."""
+        names = ("rollouts", "budget") if self.tune_eval_lr else ("rollouts", "budget", "inner_lr", "inner_lr_later")
         alike = (self.eval_rollouts, self.budget, self.eval_lr, self.eval_lr_later)
-        return tuple(evaluation[name] for name in ("rollouts", "budget", "inner_lr", "inner_lr_later")) == alike
+        return all(evaluation[name] == value for name, value in zip(names, alike, strict=False))
 
     def trained_alike(self, other: Recipe[Any]) -> bool:
         """Same environments, the same of them adapting or not, trained or untrained: by whatever meta-update."""
