@@ -230,6 +230,15 @@ def test_what_does_not_adapt_has_one_return(tmp_path):
     assert "before adaptation" not in picture.caption
 
 
+def test_both_panels_have_room_where_no_update_was_refused(tmp_path):
+    run = write_run(tmp_path / "a", CHEETAH, MEANS[""])
+    log(run, accepted=(1, 1, 1, 1))
+    (picture,) = return_histories.pictures(records(run))
+    figure = picture.draw(Look())
+    figure.draw_without_rendering()
+    assert all(ax.get_position().width > 0.35 for ax in figure.axes)
+
+
 # The page
 
 

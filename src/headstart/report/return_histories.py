@@ -106,7 +106,8 @@ def _divergences(ax: Axes, look: Look, record: RunRecord) -> None:
     values = np.array([line["kl"] for line in record.training])
     refused = np.array([line.get("accepted", 1.0) == 0 for line in record.training])
     ax.plot(iterations[~refused], values[~refused], color=colour, linewidth=1)
-    ax.plot(iterations[refused], values[refused], "x", color=look.bad, markersize=4, clip_on=False)
+    if refused.any():  # an empty line that is not clipped counts as one at the figure's corner, for the layout
+        ax.plot(iterations[refused], values[refused], "x", color=look.bad, markersize=4, clip_on=False)
     if bound is not None:
         ax.axhline(bound, color=look.muted, linestyle="--", linewidth=1.2)
     ax.set_ylim(0, 1.12 * max(bound or 0.0, float(values.max()), 1e-9))
