@@ -1,6 +1,7 @@
 """Episodes to show: a run's policy, adapted to a few held-out tasks as in its evaluation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -55,11 +56,14 @@ def adapted(record: RunRecord, draw: Callable[[Problem], Tensor], steps: int) ->
     assert record.checkpoint is not None
     recipe, learner, iteration = trained(record.run, record.checkpoint)
     assert isinstance(recipe, ControlRecipe)
-    tasks = draw(learner.problem)
-    rng = generator(SEED, "episodes of the report")
-    path = learner.trajectory(
-        tasks, steps, rollouts=recipe.eval_rollouts, generator=rng, inners=recipe.eval_inners(steps)
-    )
+    tasks, rng = draw(learner.problem), generator(SEED, "episodes of the report")
+    result = record.main_result()
+    if result is None:
+        measured = recipe.tuned(learner, recipe.budget)
+    else:  # the step sizes that it was measured with, perhaps chosen
+        measured = replace(recipe, eval_lr=result.inner_lr, eval_lr_later=result.conditions["inner_lr_later"])
+    inners = measured.eval_inners(steps)
+    path = learner.trajectory(tasks, steps, rollouts=recipe.eval_rollouts, generator=rng, inners=inners)
     moments = tuple(Moment(step, params, seen) for step, (params, seen) in enumerate(path))
     return Adapted(recipe, learner, iteration, tasks, moments)
 
