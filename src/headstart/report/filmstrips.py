@@ -95,7 +95,7 @@ def strips(found: Adapted) -> list[Strip]:
                     _frame(painter, problem, task, episode, int(time))
                     for time in np.linspace(0, len(episode) - 1, FRAMES).round()
                 )
-                made.append(Strip(problem.asked(float(task)), moment.step, moment.mean_return(index), shown))
+                made.append(Strip(problem.goal.words(float(task)), moment.step, moment.mean_return(index), shown))
     return made
 
 

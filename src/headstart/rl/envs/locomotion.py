@@ -4,23 +4,22 @@ As the paper's environments were: one physics step per action, the velocity of t
 state after the step, rllab's observations, resets, rewards and endings. Differs: MuJoCo itself, which was 1.31 then.
 """
 
-from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.rl.envs.checks import check_shape, check_size, check_tasks, lost, uniform
+from headstart.rl.envs.checks import check_shape, check_size, check_tasks, lost
 from headstart.rl.envs.drawing import Artist
 from headstart.rl.envs.extra import require
+from headstart.rl.envs.goals import Direction, Goal, Velocity
 from headstart.rl.envs.physics import Physics
 from headstart.rl.envs.robots import ANT, HALF_CHEETAH, Floats, Robot
 from headstart.rl.envs.studio import Studio
 from headstart.rl.problem import Environments, Problem, Step
 
 VELOCITIES = ("subtree", "position-difference")
-BACKWARDS, FORWARDS = -1.0, 1.0
 
 
 class Locomotion(Problem):
@@ -42,8 +41,7 @@ class Locomotion(Problem):
     """
 
     robot: Robot
-    allowed: tuple[float, ...] | None = None
-    """What a task can be; any finite number, if absent."""
+    goal: Goal
 
     def __init__(
         self,
@@ -70,13 +68,9 @@ class Locomotion(Problem):
         self.observation_size = self.robot.observation_size + oracle
         self.action_size = self.robot.action_size
 
-    @abstractmethod
-    def progress(self, velocity: Floats, task: Floats) -> Floats:
-        """The task's own reward for moving with `velocity` m/s along x."""
-
-    @abstractmethod
-    def asked(self, task: float) -> str:
-        """What a task asks of the robot, in words."""
+    def sample(self, size: int, generator: torch.Generator) -> Tensor:
+        """Tasks, `[size, 1]`."""
+        return self.goal.sample(size, generator)
 
     def environments(self, num_tasks: int, rollouts: int) -> "Robots":
         """`num_tasks x rollouts` robots."""
@@ -96,88 +90,25 @@ class Locomotion(Problem):
 class HalfCheetahVelocity(Locomotion):
     """Half-cheetahs that are each to run at a velocity drawn evenly from [0, 2] m/s."""
 
-    robot = HALF_CHEETAH
-
-    def sample(self, size: int, generator: torch.Generator) -> Tensor:
-        """Velocities in m/s, `[size, 1]`."""
-        return uniform(0.0, 2.0, (size, 1), generator)
-
-    def progress(self, velocity: Floats, task: Floats) -> Floats:
-        """How far the velocity is from what is asked, negated."""
-        return -np.abs(velocity - task)
-
-    def asked(self, task: float) -> str:
-        """The velocity."""
-        return _velocity(task)
+    robot, goal = HALF_CHEETAH, Velocity(fastest=2.0)
 
 
 class HalfCheetahDirection(Locomotion):
     """Half-cheetahs that are each to run forwards (1) or backwards (-1), as fast as they can."""
 
-    robot = HALF_CHEETAH
-    allowed = (BACKWARDS, FORWARDS)
-
-    def sample(self, size: int, generator: torch.Generator) -> Tensor:
-        """Directions, 1 or -1, `[size, 1]`."""
-        return _directions(size, generator)
-
-    def progress(self, velocity: Floats, task: Floats) -> Floats:
-        """The velocity in the direction asked for."""
-        return task * velocity
-
-    def asked(self, task: float) -> str:
-        """Forward or backward."""
-        return _direction(task)
+    robot, goal = HALF_CHEETAH, Direction()
 
 
 class AntVelocity(Locomotion):
     """Ants that are each to walk at a velocity drawn evenly from [0, 3] m/s."""
 
-    robot = ANT
-
-    def sample(self, size: int, generator: torch.Generator) -> Tensor:
-        """Velocities in m/s, `[size, 1]`."""
-        return uniform(0.0, 3.0, (size, 1), generator)
-
-    def progress(self, velocity: Floats, task: Floats) -> Floats:
-        """How far the velocity is from what is asked, negated, plus 1: it must pay not to fall."""
-        return 1.0 - np.abs(velocity - task)
-
-    def asked(self, task: float) -> str:
-        """The velocity."""
-        return _velocity(task)
+    robot, goal = ANT, Velocity(fastest=3.0, bonus=1.0)
 
 
 class AntDirection(Locomotion):
     """Ants that are each to walk forwards (1) or backwards (-1), as fast as they can."""
 
-    robot = ANT
-    allowed = (BACKWARDS, FORWARDS)
-
-    def sample(self, size: int, generator: torch.Generator) -> Tensor:
-        """Directions, 1 or -1, `[size, 1]`."""
-        return _directions(size, generator)
-
-    def progress(self, velocity: Floats, task: Floats) -> Floats:
-        """The velocity in the direction asked for."""
-        return task * velocity
-
-    def asked(self, task: float) -> str:
-        """Forward or backward."""
-        return _direction(task)
-
-
-def _directions(size: int, generator: torch.Generator) -> Tensor:
-    draws = uniform(0.0, 1.0, (size, 1), generator)
-    return torch.where(draws < 0.5, BACKWARDS, FORWARDS)
-
-
-def _direction(task: float) -> str:
-    return "Forward" if task == FORWARDS else "Backward"
-
-
-def _velocity(task: float) -> str:
-    return f"Asked for {task:.2f} m/s"
+    robot, goal = ANT, Direction()
 
 
 class Robots(Environments):
@@ -191,7 +122,7 @@ class Robots(Environments):
 
     def reset(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """The first observations, `[tasks, rollouts, observation]`, of robots near their start."""
-        check_tasks(tasks, (self.shape[0], 1), self.problem.allowed)
+        check_tasks(tasks, (self.shape[0], 1), self.problem.goal.allowed)
         self.tasks = tasks.to(torch.float64).repeat_interleave(self.shape[1], dim=0).numpy()
         self.physics.reset(generator)
         return self._tensor(self.observe())
@@ -216,7 +147,7 @@ class Robots(Environments):
             velocity = self.physics.velocity[:, 0]
         else:
             velocity = (self.physics.qpos[:, 0] - before) / (self.problem.frame_skip * self.problem.timestep)
-        progress = self.problem.progress(velocity, self.tasks[:, 0])
+        progress = self.problem.goal.reward(velocity, self.tasks[:, 0])
         return progress + self.problem.robot.bonus(self.physics, actions)
 
     def observe(self) -> Floats:
