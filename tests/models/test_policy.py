@@ -192,3 +192,20 @@ def test_each_tasks_parameters_under_vmap(make, context):
 def test_settings_out_of_range(make, settings, said):
     with pytest.raises(ValueError, match=said):
         make(3, 2, **settings)
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("kind", [GaussianPolicy, CategoricalPolicy])
+def test_stacked_is_forward_under_vmap(kind, activation, context):
+    torch.manual_seed(0)
+    policies = [kind(3, 4, hidden=(5, 6), activation=activation, context=context).double() for _ in range(3)]
+    for policy in policies:
+        for p in policy.parameters():
+            p.data += torch.randn_like(p)
+    params, _ = torch.func.stack_module_state(policies)
+    params = {name: p.detach() for name, p in params.items()}
+    observations = torch.randn(3, 7, 3, dtype=torch.double)
+    one_by_one = [policy(seen) for policy, seen in zip(policies, observations, strict=True)]
+    for given, *expected in zip(policies[0].stacked(params, observations), *one_by_one, strict=True):
+        assert_close(given, torch.stack(expected))

@@ -288,3 +288,15 @@ def test_only_what_is_to_start_starts():
     _, seen = on_a_clock(torch.tensor([[2, 3], [1, 2]]), horizon=4, start=start)
     assert seen.valid.sum(2).tolist() == [[2, 0], [0, 2]]
     assert not seen.rewards[~start].any()
+
+
+def test_a_policy_whose_ways_to_act_disagree_is_refused():
+    class Other(GaussianPolicy):
+        def forward(self, observations: Tensor) -> Gaussian:
+            return Gaussian(*(2 * leaf for leaf in super().forward(observations)))
+
+    torch.manual_seed(0)
+    clock, policy = Clock(torch.tensor([[2]])), Other(3, 2, hidden=(4,))
+    params = {name: p.detach().unsqueeze(0) for name, p in policy.named_parameters()}
+    with pytest.raises(ValueError, match=r"Other\.stacked does not give what its forward gives"):
+        collect(policy, params, clock, torch.ones(1, 1), 3, torch.Generator())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from headstart.recipes import Published, experiments
+from headstart.recipes import Published, experiments, restore
 from headstart.recipes.work import Checkpoint
 from headstart.training.evaluate import StepResult
 from headstart.training.files import FileError, read_json
@@ -167,7 +167,10 @@ def changed_settings(record: RunRecord) -> dict[str, Any]:
 def is_smoke(record: RunRecord) -> bool:
     """Whether the run is its recipe at its smallest, `headstart train --smoke`."""
     known = experiments().get(record.recipe)
-    return known is not None and json.loads(json.dumps(asdict(known.recipe.smoke()))) == record.settings
+    try:
+        return known is not None and restore({"kind": record.kind, "settings": record.settings}) == known.recipe.smoke()
+    except ValueError:  # written by another version
+        return False
 
 
 def _record(run: Run, label: str) -> RunRecord:

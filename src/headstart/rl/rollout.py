@@ -1,7 +1,7 @@
 """Sampling: every environment of every task steps together, and the policy is evaluated once for all of them."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,18 @@ from torch.utils import _pytree as pytree
 from headstart.models.policy import Distribution
 from headstart.rl.problem import Environments
 from headstart.types import Params
+
+Act = Callable[[Params, Tensor], Distribution]
+
+
+@runtime_checkable
+class Stacked(Protocol):
+    """A policy that says how it acts with stacked parameters, quicker than `torch.vmap` would."""
+
+    def stacked(self, params: Params, observations: Tensor) -> Distribution:
+        """From parameters `[tasks, ...]` and observations `[tasks, rollouts, observation]`."""
+        ...
+
 
 Budget = Literal["episodes", "steps"]
 """What sampling counts: episodes, or the time steps of those complete by then."""
@@ -89,6 +101,8 @@ def collect(
 
     batched = torch.vmap(act) if per_task else act
     observations = environments.reset(tasks, generator).clone()  # environments may use their memory again
+    if per_task and isinstance(policy, Stacked):
+        batched = _checked(policy, batched, params, observations)
     alive = torch.ones(observations.shape[:2], dtype=torch.bool) if start is None else start
     terminated = torch.zeros_like(alive)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
@@ -105,6 +119,17 @@ def collect(
         observations = torch.where(alive.unsqueeze(-1), step.observations, 0.0)
     observed, acted, rewarded, valid, behaviour = pytree.tree_map(lambda *leaves: torch.stack(leaves, dim=2), *seen)
     return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
+
+
+def _checked(policy: Stacked, mapped: Act, params: Params, observations: Tensor) -> Act:
+    """The policy's own way to act with stacked parameters, seen to agree with `mapped`, which is by `torch.vmap`."""
+    for own, theirs in zip(policy.stacked(params, observations), mapped(params, observations), strict=True):
+        if not torch.allclose(own, theirs, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"{type(policy).__name__}.stacked does not give what its forward gives: where a subclass changes "
+                "forward, it has to change stacked alike."
+            )
+    return policy.stacked
 
 
 def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: int, streams: int) -> Rollouts:
