@@ -2,8 +2,9 @@
 
     python -m benchmarks.control [--problems PROBLEM ...] [--repeats N] [--threads N] [--quick]
 
-Sizes are those of the recipes, and for sampling ten times as many rollouts too. A sampling round is every episode of every task at the initialisation. The parts of a
-meta-iteration are disjoint; what remains of it is conjugate gradient's own arithmetic, and bookkeeping.
+Sizes are those of the recipes, and for sampling ten times as many rollouts too. A sampling round is every episode of
+every task at the initialisation. The parts of a meta-iteration are disjoint; what remains of it is conjugate gradient's
+own arithmetic, and bookkeeping.
 """
 
 import argparse
