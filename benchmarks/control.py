@@ -2,7 +2,7 @@
 
     python -m benchmarks.control [--problems PROBLEM ...] [--repeats N] [--threads N] [--quick]
 
-Sizes are those of the recipes, and for sampling ten times as many rollouts too. A sampling round is every episode of
+Sizes are those of the recipes, and for sampling in navigation more rollouts too. A sampling round is every episode of
 every task at the initialisation. The parts of a meta-iteration are disjoint; what remains of it is conjugate gradient's
 own arithmetic, and bookkeeping.
 """
@@ -28,7 +28,8 @@ from headstart.training.files import write_json
 from headstart.training.run import environment
 from headstart.types import generator
 
-PROBLEMS = ("navigation-2d", "half-cheetah-direction", "ant-velocity")
+PROBLEMS = {"navigation-2d": (1, 10, 40), "half-cheetah-direction": (1,), "ant-velocity": (1,)}
+"""For sampling, how many times the recipe's rollouts."""
 
 
 class Stopwatch:
@@ -123,17 +124,16 @@ def main() -> None:
     for name in options.problems:
         recipe = experiment(name).recipe
         assert isinstance(recipe, ControlRecipe)
-        many = replace(recipe, rollouts=10 * recipe.rollouts)
+        sizes = [replace(recipe, rollouts=times * recipe.rollouts) for times in PROBLEMS[name]]
         result = {
-            "sampling": sampling(recipe, 2 * options.repeats),
-            "sampling_many": sampling(many, options.repeats),
+            "sampling": [sampling(size, 2 * options.repeats) for size in sizes],
             "iteration": iteration(recipe, options.repeats),
         }
         found["problems"][name] = result
-        rate, many_rate = (result[size]["steps_per_s"] for size in ("sampling", "sampling_many"))
+        for rate in result["sampling"]:
+            print(f"{name}: {rate['steps_per_s']:,.0f} steps/s of {rate['environments']:,} environments", flush=True)
         took = result["iteration"]
-        print(f"{name}: {rate:,.0f} steps/s, with ten times the rollouts {many_rate:,.0f};", flush=True)
-        print(f"  {took['seconds']:.2f} s per meta-iteration:", flush=True)
+        print(f"{name}: {took['seconds']:.2f} s per meta-iteration:", flush=True)
         for part, seconds in took["parts_s"].items():
             print(f"  {part}: {seconds:.2f} s", flush=True)
         write_json(options.out, found)

@@ -300,3 +300,24 @@ def test_a_policy_whose_ways_to_act_disagree_is_refused():
     params = {name: p.detach().unsqueeze(0) for name, p in policy.named_parameters()}
     with pytest.raises(ValueError, match=r"Other\.stacked does not give what its forward gives"):
         collect(policy, params, clock, torch.ones(1, 1), 3, torch.Generator())
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_pytorch_leaves_the_cores_to_environments_with_threads_of_their_own(own):
+    seen: list[int] = []
+
+    class Counting(Clock):
+        own_threads = own
+
+        def step(self, actions: Tensor, alive: Tensor) -> Step:
+            seen.append(torch.get_num_threads())
+            return super().step(actions, alive)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        on_a_clock(torch.tensor([[2, 2]]), horizon=2, kind=Counting)
+        assert seen == ([1, 1] if own else [2, 2])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

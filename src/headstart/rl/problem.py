@@ -30,6 +30,9 @@ class Environments:
     Whatever is random in them is drawn from the generator given to `reset`: the same seed, the same episodes.
     """
 
+    own_threads: bool = False
+    """Whether they step on threads of their own. PyTorch then acts on one: its others would spin between two steps."""
+
     @abstractmethod
     def reset(self, tasks: Tensor, generator: torch.Generator) -> Tensor:
         """The first observations, `[tasks, rollouts, observation]`, float32.

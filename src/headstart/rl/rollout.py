@@ -1,6 +1,7 @@
 """Sampling: every environment of every task steps together, and the policy is evaluated once for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -66,6 +67,16 @@ class Rollouts(NamedTuple):
         return int(self.valid.sum())
 
 
+@contextmanager
+def _acting_on_one_thread(wanted: bool) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
 def collect(
     policy: nn.Module,
@@ -106,17 +117,18 @@ def collect(
     alive = torch.ones(observations.shape[:2], dtype=torch.bool) if start is None else start
     terminated = torch.zeros_like(alive)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
-    for _ in range(horizon):
-        distribution = batched(params, observations)
-        actions = distribution.sample(generator)
-        step = environments.step(actions, alive)
-        seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, distribution))
-        ended = alive & step.terminated
-        terminated = terminated | ended
-        alive = alive & ~ended
-        if not alive.any():
-            break
-        observations = torch.where(alive.unsqueeze(-1), step.observations, 0.0)
+    with _acting_on_one_thread(environments.own_threads):
+        for _ in range(horizon):
+            distribution = batched(params, observations)
+            actions = distribution.sample(generator)
+            step = environments.step(actions, alive)
+            seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, distribution))
+            ended = alive & step.terminated
+            terminated = terminated | ended
+            alive = alive & ~ended
+            if not alive.any():
+                break
+            observations = torch.where(alive.unsqueeze(-1), step.observations, 0.0)
     observed, acted, rewarded, valid, behaviour = pytree.tree_map(lambda *leaves: torch.stack(leaves, dim=2), *seen)
     return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
 

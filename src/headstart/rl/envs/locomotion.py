@@ -114,6 +114,8 @@ class AntDirection(Locomotion):
 class Robots(Environments):
     """`tasks x rollouts` robots; `physics` holds their simulations, rollouts of one task beside each other."""
 
+    own_threads = True
+
     def __init__(self, problem: Locomotion, num_tasks: int, rollouts: int):
         self.problem, self.shape = problem, (num_tasks, rollouts)
         threads = problem.threads or torch.get_num_threads()
