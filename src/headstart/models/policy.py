@@ -83,7 +83,7 @@ class GaussianPolicy(nn.Module):
         hidden: Sizes of the hidden layers.
         activation: `"relu"` as in the paper, or `"tanh"`.
         initial_std: Standard deviation at the start.
-        min_std: Below this the deviation does not count as falling.
+        min_std: The standard deviation used is never below this.
         context: Numbers appended to every observation, parameters at zero (the paper's appendix B: only they
             adapt then, by `adapt_only="context"`); 0 for none.
     """
@@ -158,11 +158,7 @@ def _with_context(observations: Tensor, context: Tensor | None) -> Tensor:
 
 def _stacked(body: nn.Sequential, head: nn.Linear, params: Mapping[str, Tensor], observations: Tensor) -> Tensor:
     context = params.get("context")
-    x = (
-        observations
-        if context is None
-        else torch.cat([observations, context.unsqueeze(1).expand(-1, observations.shape[1], -1)], -1)
-    )
+    x = _with_context(observations, None if context is None else context.unsqueeze(1))
     for name, layer in [*((f"body.{index}", layer) for index, layer in enumerate(body)), ("head", head)]:
         if isinstance(layer, nn.Linear):
             x = torch.baddbmm(params[f"{name}.bias"].unsqueeze(1), x, params[f"{name}.weight"].mT)
