@@ -321,3 +321,8 @@ def test_pytorch_leaves_the_cores_to_environments_with_threads_of_their_own(own)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_streams_are_one_or_all():
+    with pytest.raises(ValueError, match="streams must be 1 or the number of rollouts, 3, got 2"):
+        filled(lambda wanted: pytest.fail("nothing is sampled"), (1, 3), steps=4, streams=2)

@@ -20,8 +20,12 @@ def metric_axis(ax: Axes, metric: str, values: Iterable[float]) -> None:
         _error_axis(ax, [value for value in found if value > 0])
 
 
-def iteration_axis(ax: Axes) -> None:
-    """The x axis of meta-iterations."""
+def iteration_axis(ax: Axes, best: int | None, colour: str) -> None:
+    """The x axis of meta-iterations, with a line at the best checkpoint, if one was chosen."""
+    ax.set_xlabel("meta-iterations")
+    ax.xaxis.set_tick_params(labelbottom=True)  # on every panel, although they share it
+    if best is not None:
+        ax.axvline(best, color=colour, linewidth=1, zorder=1)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
 

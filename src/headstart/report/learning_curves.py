@@ -74,11 +74,7 @@ def _draw(look: Look, record: RunRecord) -> Figure:
     _losses(left, look, record, colour)
     _validations(right, look, record, colour)
     for ax in (left, right):
-        iteration_axis(ax)
-        ax.set_xlabel("meta-iterations")
-        ax.xaxis.set_tick_params(labelbottom=True)
-        if record.best_iteration is not None:
-            ax.axvline(record.best_iteration, color=look.muted, linewidth=1, zorder=1)
+        iteration_axis(ax, record.best_iteration, look.muted)
     handles = [
         Line2D([], [], color=look.shade(colour, 0.35), linewidth=1, label="as logged"),
         Line2D([], [], color=colour, label="average"),

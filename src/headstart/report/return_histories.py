@@ -73,11 +73,7 @@ def _draw(look: Look, record: RunRecord) -> Figure:
     _returns(left, look, record)
     _divergences(right, look, record)
     for ax in (left, right):
-        iteration_axis(ax)
-        ax.set_xlabel("meta-iterations")
-        ax.xaxis.set_tick_params(labelbottom=True)
-        if record.best_iteration is not None:
-            ax.axvline(record.best_iteration, color=look.muted, linewidth=1, zorder=1)
+        iteration_axis(ax, record.best_iteration, look.muted)
     figure.legend(handles=_legend(look, record), loc="outside upper left", ncols=2 if look.narrow else 4)
     return figure
 

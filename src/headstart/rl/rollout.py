@@ -157,6 +157,8 @@ def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: 
         steps: Time steps per task.
         streams: 1, or as many as rollouts.
     """
+    if streams not in (1, shape[1]):
+        raise ValueError(f"streams must be 1 or the number of rollouts, {shape[1]}, got {streams}.")
     wanted = torch.ones(shape, dtype=torch.bool)
     parts: list[Rollouts] = []
     while True:
