@@ -57,7 +57,7 @@ class Stopwatch:
 def sampling(recipe: ControlRecipe, repeats: int) -> dict[str, Any]:
     """Environment steps a second at the untrained initialisation."""
     torch.manual_seed(recipe.seed)
-    learner, rng = recipe.learner(), generator(0, "benchmark")
+    learner, rng = recipe.make_learner(), generator(0, "benchmark")
     params = {name: p.detach() for name, p in learner.policy.named_parameters()}
     tasks = learner.problem.sample(recipe.meta_batch, rng)
     own = {name: p.expand(len(tasks), *p.shape) for name, p in params.items()}
@@ -77,7 +77,7 @@ def sampling(recipe: ControlRecipe, repeats: int) -> dict[str, Any]:
 def iteration(recipe: ControlRecipe, repeats: int) -> dict[str, Any]:
     """Seconds of a meta-iteration, and of its parts."""
     torch.manual_seed(recipe.seed)
-    learner, watch = recipe.learner(), Stopwatch()
+    learner, watch = recipe.make_learner(), Stopwatch()
     updater = recipe.updater(learner)
     assert isinstance(updater, TRPO)
     rng = generator(0, "benchmark")

@@ -142,7 +142,7 @@ def test_random_keeps_the_initialisation(tmp_path):
     recipe = small("navigation-2d-random", iterations=0)
     run = trained(tmp_path, recipe, "navigation-2d-random")
     torch.manual_seed(recipe.seed)
-    initial = recipe.learner().state_dict()
+    initial = recipe.make_learner().state_dict()
     for name in ("best", "last"):
         parameters, about = load_parameters(run.checkpoints, name)
         assert about["iteration"] == 0
@@ -217,10 +217,10 @@ def test_published_returns_stand_beside_nothing_else(changes, asked, published, 
 
 
 def test_only_the_context_adapts():
-    learner = recipe_of("navigation-2d-context").learner()
+    learner = recipe_of("navigation-2d-context").make_learner()
     assert learner.adapted_names == ("context",)
     assert learner.policy.context.shape == (learner.problem.observation_size,)
-    assert set(recipe_of("navigation-2d").learner().adapted_names) >= {"log_std", "body.0.weight", "head.bias"}
+    assert set(recipe_of("navigation-2d").make_learner().adapted_names) >= {"log_std", "body.0.weight", "head.bias"}
 
 
 def test_an_oracle_sees_the_task():
@@ -235,7 +235,7 @@ def test_settings_reach_the_meta_update(meta_update):
     values = {"max_kl": 0.3, "cg_iterations": 2, "damping": 0.2, "backtracks": 3, "backtrack_ratio": 0.7}
     values |= {"fisher_fraction": 0.5, "epochs": 2, "clip": 0.1, "inner_kl": 0.4}
     recipe = small(meta_update=meta_update, meta_lr=0.25, seed=3, **values)
-    updater = recipe.updater(recipe.learner())
+    updater = recipe.updater(recipe.make_learner())
     looked_at = {name: value for name, value in values.items() if name not in recipe.idle}
     assert {name: getattr(updater, name) for name in looked_at} == looked_at
     if meta_update != "trpo":
@@ -245,7 +245,7 @@ def test_settings_reach_the_meta_update(meta_update):
 
 def test_differences_take_the_whole_episodes():
     recipe = small(hessian="finite-differences", fisher_fraction=1.0)
-    assert recipe.updater(recipe.learner()).hessian == "finite-differences"
+    assert recipe.updater(recipe.make_learner()).hessian == "finite-differences"
     recipe.check(torch.device("cpu"))
     with pytest.raises(ValueError, match="give both, --hessian finite-differences --fisher-fraction 1"):
         small(hessian="finite-differences", fisher_fraction=0.25).check(torch.device("cpu"))
@@ -260,7 +260,7 @@ def test_an_evaluation_counts_as_it_is_asked_to():
 
     torch.manual_seed(0)
     recipe = small(budget="episodes")
-    learner = recipe.learner()
+    learner = recipe.make_learner()
     learner.problem = CloseBy(horizon=10)
     torch.nn.init.constant_(learner.policy.log_std, -4.0)
     before = {name: p.clone() for name, p in learner.state_dict().items()}
@@ -276,12 +276,12 @@ def test_an_evaluation_counts_as_it_is_asked_to():
 
 def test_settings_reach_learner_and_environments():
     recipe = small(inner_lr=0.3, steps=2, rollouts=3, discount=0.9, gae_lambda=0.8, objective="ratio", hidden=(5, 6))
-    learner = recipe.learner()
+    learner = recipe.make_learner()
     assert learner.inner == SGD(0.3)
     assert (learner.steps, learner.rollouts, learner.objective) == (2, 3, "ratio")
     assert (learner.discount, learner.gae_lambda) == (0.9, 0.8)
     assert [m.out_features for m in learner.policy.modules() if isinstance(m, torch.nn.Linear)] == [5, 6, 2]
-    assert any(isinstance(m, torch.nn.Tanh) for m in small(activation="tanh").learner().policy.modules())
+    assert any(isinstance(m, torch.nn.Tanh) for m in small(activation="tanh").make_learner().policy.modules())
     assert learner.problem.horizon == recipe.horizon == 10
 
 

@@ -59,7 +59,7 @@ def test_settings_are_the_papers():
 def test_batch_norms_shift_is_not_adapted(network):
     recipe = EXPERIMENTS["omniglot-5way-1shot"].recipe
     recipe = _without_convolutions(recipe) if network == "mlp" else recipe
-    learner = recipe.learner()
+    learner = recipe.make_learner()
     norms = [(n, m) for n, m in learner.model.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 4
     assert all(norm.weight is None and norm.eps == 1e-3 for _, norm in norms)
@@ -94,10 +94,10 @@ def test_the_step_size_is_tuned_on_validation_tasks():
     torch.nn.init.constant_(model.weight, 3.0)  # far off: standing still is not best
     tasks = list(fixed_tasks(recipe.source("val", queries=recipe.eval_queries), 30, work.VALIDATION_SEED, VALIDATION))
     errors = [
-        evaluate(replace(recipe, inner_lr=rate).learner(model), iter(tasks), recipe.metric, 5).per_step[5].mean
+        evaluate(replace(recipe, inner_lr=rate).make_learner(model), iter(tasks), recipe.metric, 5).per_step[5].mean
         for rate in rates
     ]
-    learner = recipe.learner(model)
+    learner = recipe.make_learner(model)
     chosen = recipe.with_tuned_rate(learner, None, steps=5)
     assert errors[3] is None  # every task diverged: never chosen
     assert errors.index(min(errors[:3])) == rates.index(chosen) == 2

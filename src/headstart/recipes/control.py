@@ -198,7 +198,7 @@ class ControlRecipe(Recipe[MAMLRL]):
         settings = {name: getattr(self, name) for name in names}
         return make(oracle=self.oracle, horizon=self.horizon, **settings)
 
-    def learner(self) -> MAMLRL:
+    def make_learner(self) -> MAMLRL:
         """MAML on a Gaussian policy."""
         problem = self.family()
         policy = GaussianPolicy(
@@ -230,12 +230,12 @@ class ControlRecipe(Recipe[MAMLRL]):
                 f"{self.hessian} are taken of all states, and fisher_fraction is {self.fisher_fraction} here: "
                 f"give both, --hessian {self.hessian} --fisher-fraction 1."
             )
-        self.updater(self.learner()).learner.problem.environments(1, 1)
+        self.updater(self.make_learner()).learner.problem.environments(1, 1)
 
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
         """A trainer at iteration 0, its policy initialised from the recipe's seed."""
         torch.manual_seed(self.seed)
-        learner = self.learner()
+        learner = self.make_learner()
         updater = self.updater(learner)
         tasks = _listed(learner.problem, self.val_tasks, VALIDATION_SEED, VALIDATION)
 

@@ -79,7 +79,7 @@ class Recipe(ABC, Generic[L]):
         return -1 if self.metric_name == "mse" else 1
 
     @abstractmethod
-    def learner(self) -> L:
+    def make_learner(self) -> L:
         """What is trained, freshly initialised from the global random state."""
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Recipe(ABC, Generic[L]):
 
     def restored(self, run: Run) -> L:
         """The learner of a run, its parameters still to be loaded."""
-        return self.learner()
+        return self.make_learner()
 
     def trainer_settings(self) -> TrainerSettings:
         """What the training loop wants to know."""

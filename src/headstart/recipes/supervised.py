@@ -125,7 +125,7 @@ class SupervisedRecipe(Recipe[MAML]):
         """A schedule other than the constant one is made for its number of iterations."""
         return None if self.schedule == "constant" else f"the {self.schedule} schedule is made for it"
 
-    def learner(self, model: nn.Module | None = None) -> MAML:
+    def make_learner(self, model: nn.Module | None = None) -> MAML:
         """MAML on this recipe's network, or on a given one."""
         return MAML(
             self.model() if model is None else model,
@@ -177,11 +177,11 @@ class SupervisedRecipe(Recipe[MAML]):
         """See that the network can be made, and the mode be had on that device."""
         if self.mode == "graphed" and device.type != "cuda":
             raise ValueError(f"--mode graphed needs a GPU, and the device is {device}: use compiled, eager or auto.")
-        self.learner()
+        self.make_learner()
 
     def restored(self, run: Run) -> MAML:
         """The learner of a run, computed in the chunks that were measured for it."""
-        learner = self.learner()
+        learner = self.make_learner()
         if (run.path / "engine.json").exists():
             learner.chunk_size = _kept_choice(run).chunk_size
         return learner
@@ -189,7 +189,7 @@ class SupervisedRecipe(Recipe[MAML]):
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
         """A trainer at iteration 0, its network initialised from the recipe's seed."""
         torch.manual_seed(self.seed)
-        learner = self.learner().to(device)
+        learner = self.make_learner().to(device)
         tasks = self._validation_tasks(data, device)
 
         def validate() -> Validation:
