@@ -48,12 +48,13 @@ def evaluated(model: nn.Module, params: Mapping[str, Tensor], support: Any, inpu
 def native(model: nn.Module) -> nn.Module:
     """`model`, changed in place where PyTorch 2.13 itself has no right second derivative, with the same values.
 
-    - Batch norm with a shift and no scale raises ("Expected a proper Tensor but got None"): a constant scale of one.
+    - Batch and instance norm with a shift and no scale raise ("Expected a proper Tensor but got None"): a constant
+      scale of one.
     - Weight norm is wrong by some percent (`gradgradcheck` of `torch._weight_norm` fails): its formula.
     - Embedding bags have none: the mean of embeddings, written out.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is None and layer.bias is not None:
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.weight is None and layer.bias is not None:
             layer.weight = nn.Parameter(torch.ones_like(layer.bias), requires_grad=False)
         elif isinstance(layer, parametrizations._WeightNorm):
             dims = [1] if layer.dim == 0 else None

@@ -5,7 +5,7 @@ from reference import error, flat
 from torch import Tensor
 from torch.testing import assert_close
 
-from headstart.exact import EXACT, Exact
+from headstart.exact import EXACT, Exact, Statistics, batch_moments, moments, pooled
 
 rand = torch.Generator().manual_seed(0)
 
@@ -126,6 +126,48 @@ def test_embeddings_of_bounded_norm_do_not_write_into_their_parameter(name):
     assert_close(*(torch.autograd.grad(o.square().sum(), w)[0] for o, w in ((given, own), (expected, native))))
     assert torch.equal(weight, before)
     assert not torch.equal(native, before)
+
+
+class TestBatchMoments:
+    BUFFERS = torch.tensor([5.0, 6.0]), torch.tensor([7.0, 8.0]), torch.tensor(9.0)
+
+    def test_in_training_mode_or_without_buffers_they_are_the_batchs(self):
+        x = randn(4, 2, 3)
+        expected = x.mean((0, 2)), x.var((0, 2), correction=0), torch.tensor(4.0, dtype=torch.float64)
+        assert_close(batch_moments(x, *self.BUFFERS, training=True), expected)
+        assert_close(batch_moments(x, None, None, None, training=False), expected)
+        with Exact():
+            assert_close(batch_moments(x, *self.BUFFERS, training=False), expected)
+
+    def test_else_the_buffers(self):
+        assert batch_moments(randn(4, 2), *self.BUFFERS, training=False) == self.BUFFERS
+
+    def test_a_context_gives_its_own(self):
+        own, told = Statistics(*randn(3, 2), torch.tensor(3.0)), []
+
+        def statistics(*args) -> Statistics:
+            told.append(args)
+            return own
+
+        x, (mean, variance, examples) = randn(4, 2), self.BUFFERS
+        with Exact(statistics):
+            assert batch_moments(x, *self.BUFFERS, training=False) == (own.mean, own.variance, own.examples)
+        assert told == [(x, mean, variance, False, examples)]
+
+
+def test_pooled_moments_are_those_of_both_sets_together():
+    first, second = randn(6, 3), randn(2, 3) * 4 + 1
+    given = pooled(torch.tensor(6 / 8, dtype=torch.float64), *(moments(x, [0]) for x in (first, second)))
+    assert_close(given, moments(torch.cat([first, second]), [0]))
+
+
+def test_an_instance_of_one_value_is_refused():
+    """PyTorch refuses it too; normalised, it would be zero, and nothing behind it could learn."""
+    with (
+        Exact(),
+        pytest.raises(ValueError, match=r"more than one position per channel, got input of shape \(4, 3, 1\)"),
+    ):
+        F.instance_norm(randn(4, 3, 1))
 
 
 def test_every_operator_behind_a_substituted_function_is_substituted_too():

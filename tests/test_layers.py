@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -35,14 +36,14 @@ class Sizes(nn.Module):
 def natively(module: nn.Module, x: Tensor, statistics: layers.Seen) -> Tensor:
     """PyTorch's own evaluation mode, with buffers set by hand."""
     module = copy.deepcopy(module).eval()
-    for name, (mean, variance, _) in statistics.items():
+    for name, (mean, variance, *_) in statistics.items():
         layer = module.get_submodule(name)
         layer.running_mean, layer.running_var, layer.track_running_stats = mean, variance, True
     return module(x)
 
 
 def by_hand(*inputs: Tensor) -> list[Statistics]:
-    return [Statistics(x.mean(0), x.var(0, correction=0), x.var(0)) for x in inputs]
+    return [Statistics(x.mean(0), x.var(0, correction=0), x.var(0), x.new_tensor(len(x))) for x in inputs]
 
 
 class TestRun:
@@ -121,7 +122,12 @@ FUNCTIONS = {
     "a function": lambda: Functional(buffers=False),
     "a function with buffers": lambda: Functional(buffers=True),
 }
-REFUSED = {("one layer twice", "support"), ("a function with buffers", "batch"), *((f, "support") for f in FUNCTIONS)}
+REFUSED = {
+    ("one layer twice", "support"),
+    ("a function with buffers", "batch"),
+    *((f, "support") for f in FUNCTIONS),
+    *((name, "support+query") for name in [*MODULES, *FUNCTIONS]),
+}
 """Which of them cannot follow which policy by themselves."""
 
 
@@ -149,6 +155,27 @@ class TestPredict:
         first, second = by_hand(support, F.batch_norm(support, None, None, training=True).tanh() * 2)
         assert_close(seen, {"norm": first, "norm#2": second})
 
+    @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 2)], ids=str)
+    def test_support_and_query_is_one_native_batch_of_the_support_set_and_that_query(self, shape):
+        support, queries = randn(6, *shape), randn(4, *shape)
+        queries[0] += 10
+        module = (nn.BatchNorm1d if len(shape) < 3 else nn.BatchNorm2d)(3).double()
+        nn.init.normal_(module.weight, generator=rand)
+        expected = torch.stack([module(torch.cat([support, query.unsqueeze(0)]))[-1] for query in queries])
+        given, _ = predict(module, {}, queries, norm="support+query", support=support)
+        assert_close(given, expected)
+        alone = [predict(module, {}, q.unsqueeze(0), norm="support+query", support=support)[0] for q in queries]
+        assert_close(torch.cat(alone), given)
+
+    def test_a_query_does_not_change_how_the_support_set_is_normalised_on_the_way(self):
+        module, support, queries = Sizes().double(), randn(6, 3), randn(4, 3)
+        given, seen = predict(module, {}, queries, norm="support+query", support=support)
+        hidden = F.batch_norm(support, None, None, training=True).tanh()
+        assert_close(seen, run(module, {}, support)[1])
+        for query, output in zip(queries, given, strict=True):
+            first = F.batch_norm(torch.cat([support, query.unsqueeze(0)]), None, None, training=True)[-1:].tanh()
+            assert_close(F.batch_norm(torch.cat([hidden, first]), None, None, training=True)[-1], output)
+
     @pytest.mark.parametrize("make", [SometimesNorm, *FUNCTIONS.values()], ids=["not on the support set", *FUNCTIONS])
     def test_a_norm_without_support_statistics_is_refused(self, make):
         with pytest.raises(ValueError, match=r"Batch norm .* has no support statistics .* Use norm='batch' or"):
@@ -163,7 +190,9 @@ class TestFreezing:
         module(randn(8, 3))  # running buffers that are neither at their start nor the support set's
         module.eval()
         if (name, norm) in REFUSED:
-            with pytest.raises(ValueError, match=f"cannot do norm='{norm}' by itself.*Adapt with another norm policy"):
+            with pytest.raises(
+                ValueError, match=f"cannot do norm='{re.escape(norm)}' by itself.*Adapt with (another|norm=)"
+            ):
                 freeze_statistics(module, support, norm)
         else:
             expected, _ = predict(module, {}, queries, norm=norm, support=support)

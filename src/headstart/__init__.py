@@ -2,22 +2,56 @@
 
 from headstart import tasks
 from headstart.adapt import adapt, inner_step, trajectory
-from headstart.algorithms.maml import MAML
+from headstart.algorithms import (
+    ALFA,
+    ANIL,
+    BOIL,
+    CAVIA,
+    IMAML,
+    MAML,
+    BiasOnly,
+    FiLM,
+    LoRA,
+    MAMLPlusPlus,
+    MetaCurvature,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+    SharedHead,
+    ZeroHead,
+)
 from headstart.inner import SGD, Adam, Momentum
 from headstart.training.engine import Engine
 from headstart.types import Batch, LossFn, Params, Task, TaskSource
 
 __all__ = [
+    "ALFA",
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "IMAML",
     "MAML",
     "SGD",
     "Adam",
     "Batch",
+    "BiasOnly",
     "Engine",
+    "FiLM",
+    "LoRA",
     "LossFn",
+    "MAMLPlusPlus",
+    "MetaCurvature",
+    "MetaSGD",
     "Momentum",
     "Params",
+    "ProtoMAML",
+    "ProtoNet",
+    "Reptile",
+    "SharedHead",
     "Task",
     "TaskSource",
+    "ZeroHead",
     "adapt",
     "inner_step",
     "tasks",

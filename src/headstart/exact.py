@@ -11,6 +11,8 @@ without them):
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 
+`batch_moments` is there for another reason: a layer that asks it for moments gets those of the norm policy.
+
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
 """
 
@@ -22,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 
 class Statistics(NamedTuple):
-    """What one batch-norm call normalised with, each `[channels]`.
+    """What one batch-norm call normalised with: `[channels]`, or `[examples, channels]` if each has its own.
 
     The running buffers average the unbiased variance, as PyTorch's do; normalising uses the biased one.
     """
@@ -34,16 +36,22 @@ class Statistics(NamedTuple):
     mean: Tensor
     variance: Tensor
     unbiased: Tensor
+    examples: Tensor
+    """How many examples they are the statistics of, a scalar; 0 where that is not known."""
 
 
 def batch_statistics(
-    x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, training: bool = True
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    examples: Tensor | None = None,
 ) -> Statistics:
     """The statistics of the batch at hand.
 
     Args:
         x: `[examples, channels, ...]`.
-        running_mean: Not used; another source of statistics may. Likewise `running_var` and `training`.
+        running_mean: Not used; another source of statistics may. Likewise what follows.
 
     Raises:
         ValueError: There is one value per channel only.
@@ -54,12 +62,45 @@ def batch_statistics(
             f"Batch statistics need more than one value per channel, got input of shape {tuple(x.shape)}: "
             "give more examples per task, or use norm='running'."
         )
-    mean, variance = _moments(widened(x), [0, *range(2, x.dim())])
+    mean, variance = moments(widened(x), [0, *range(2, x.dim())])
     mean, variance = mean.flatten(), variance.flatten()
-    return Statistics(mean, variance, variance.detach() * (count / (count - 1)))
+    return Statistics(mean, variance, variance.detach() * (count / (count - 1)), mean.new_full((), x.shape[0]))
 
 
-def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+def batch_moments(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, examples: Tensor | None, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance for a layer that normalises by its batch, and of how many examples they are.
+
+    They are those of the batch at hand in training mode or without buffers, else the buffers; under an `Exact`
+    context they come from its `statistics`.
+
+    Args:
+        x: `[examples, channels, ...]`.
+        running_mean: The layer's buffer `[channels]`, by which the layer is known. Likewise `running_var`.
+        examples: A buffer too: how many examples the other two are of, a scalar.
+        training: Whether the layer is in training mode.
+
+    Returns:
+        Mean and variance, `[channels]` or `[examples, channels]`, and a scalar.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(batch_moments, (x,), x, running_mean, running_var, examples, training)
+    if training or running_mean is None or running_var is None or examples is None:
+        mean, variance, _, examples = batch_statistics(x)
+        return mean, variance, examples
+    return running_mean, running_var, examples
+
+
+def pooled(share: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of two sets taken together, `share` of which is the first, from those of each."""
+    (mean_1, variance_1), (mean_2, variance_2) = first, second
+    mean = share * mean_1 + (1 - share) * mean_2
+    spread_1, spread_2 = (mean_1 - mean).square(), (mean_2 - mean).square()
+    return mean, share * (variance_1 + spread_1) + (1 - share) * (variance_2 + spread_2)
+
+
+def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over `dims`, which stay as axes of length 1.
 
     In two passes, as accurate as `torch.var_mean`, whose one pass no compiler or kernel vectorises: on 75 images
@@ -74,11 +115,15 @@ class Exact(TorchFunctionMode):
 
     Args:
         statistics: Where batch norm takes its statistics from, called with the input, the running mean and
-            variance that the layer passes, and whether the layer is in training mode.
+            variance that the layer passes, whether the layer is in training mode, and of how many examples the
+            buffers are, None where the layer does not know.
     """
 
     def __init__(
-        self, statistics: Callable[[Tensor, Tensor | None, Tensor | None, bool], Statistics] = batch_statistics
+        self,
+        statistics: Callable[
+            [Tensor, Tensor | None, Tensor | None, bool, Tensor | None], Statistics
+        ] = batch_statistics,
     ):
         super().__init__()
         self.statistics = statistics
@@ -102,10 +147,22 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    mean, variance, _ = mode.statistics(x, running_mean, running_var, training)
+    shape = [-1, x.shape[1]] + [1] * (x.dim() - 2)
+    mean, variance, _, _ = mode.statistics(x, running_mean, running_var, training, None)
     normalized = (widened(x) - mean.reshape(shape)) * (variance + eps).rsqrt().reshape(shape)
-    return _affine(normalized, _shaped(weight, shape), _shaped(bias, shape)).to(x.dtype)
+    return affine(normalized, weight, bias, shape).to(x.dtype)
+
+
+def _batch_moments(
+    mode: Exact,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    examples: Tensor | None,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance, _, examples = mode.statistics(x, running_mean, running_var, training, examples)
+    return mean, variance, examples
 
 
 def _layer_norm(
@@ -116,7 +173,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    return _affine(_standardized(x, list(range(-len(normalized_shape), 0)), eps), weight, bias).to(x.dtype)
+    return affine(_standardized(x, list(range(-len(normalized_shape), 0)), eps), weight, bias).to(x.dtype)
 
 
 def _instance_norm(
@@ -130,24 +187,28 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    shape = [1, -1] + [1] * (x.dim() - 2)
+    if x.shape[2:].numel() == 1:
+        raise ValueError(
+            f"Instance norm needs more than one position per channel, got input of shape {tuple(x.shape)}: it would "
+            "be zero everywhere. Give larger inputs, or use another normaliser."
+        )
     normalized = _standardized(x, list(range(2, x.dim())), eps)
-    return _affine(normalized, _shaped(weight, shape), _shaped(bias, shape)).to(x.dtype)
+    return affine(normalized, weight, bias, [1, -1] + [1] * (x.dim() - 2)).to(x.dtype)
 
 
 def _standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
     wide = widened(x)
-    mean, variance = _moments(wide, dims)
+    mean, variance = moments(wide, dims)
     return (wide - mean) * (variance + eps).rsqrt()
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    x = x if weight is None else x * weight
-    return x if bias is None else x + bias
-
-
-def _shaped(tensor: Tensor | None, shape: list[int]) -> Tensor | None:
-    return None if tensor is None else tensor.reshape(shape)
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int] | None = None) -> Tensor:
+    """`x` scaled and shifted by what there is of both, each in `shape` first."""
+    if weight is not None:
+        x = x * (weight if shape is None else weight.reshape(shape))
+    if bias is not None:
+        x = x + (bias if shape is None else bias.reshape(shape))
+    return x
 
 
 def widened(x: Tensor) -> Tensor:
@@ -239,6 +300,7 @@ def _refused(name: str) -> Callable:
 
 
 EXACT: dict[Callable, Callable] = {
+    batch_moments: _batch_moments,
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.instance_norm: _instance_norm,
@@ -265,4 +327,8 @@ EXACT: dict[Callable, Callable] = {
 """What is substituted, by the function called."""
 
 # An exported module calls the operators themselves.
-EXACT |= {getattr(torch.ops.aten, f.__name__): exact for f, exact in EXACT.items() if f.__module__ != F.__name__}
+EXACT |= {
+    getattr(torch.ops.aten, function.__name__): substitute
+    for function, substitute in EXACT.items()
+    if function.__module__ not in (F.__name__, __name__)
+}

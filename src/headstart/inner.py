@@ -59,6 +59,30 @@ class SGD:
 
 
 @dataclass(frozen=True)
+class StepwiseSGD:
+    """Gradient descent with a step size of its own for each step; steps beyond them use the last one.
+
+    >>> rule = StepwiseSGD(lr={"w": torch.tensor([0.5, 0.1])})
+    >>> params, state = rule.update({"w": torch.tensor(1.0)}, {"w": torch.tensor(4.0)}, rule.init({}))
+    >>> rule.update(params, {"w": torch.tensor(4.0)}, state)[0]
+    {'w': tensor(-1.4000)}
+    """
+
+    lr: Mapping[str, Tensor]
+    """Step sizes by parameter name, `[steps]`."""
+
+    def init(self, params: Params) -> Tensor:
+        """No step taken."""
+        first = next(iter(self.lr.values()))
+        return torch.zeros((), dtype=torch.long, device=first.device)
+
+    def update(self, params: Params, grads: Params, state: Tensor) -> tuple[Params, Tensor]:
+        """`p - lr[step] * g` for every parameter."""
+        rates = {name: at_step(rates, state) for name, rates in self.lr.items()}
+        return _descend(params, grads, rates), state + 1
+
+
+@dataclass(frozen=True)
 class Momentum:
     """Gradient descent with (Polyak) momentum, as `torch.optim.SGD(momentum=...)` computes it.
 
@@ -143,6 +167,11 @@ class Adam:
 def _bias_correction(beta: float, taken: Tensor) -> Tensor:
     """`1 - beta ** taken`, without its cancellation: in single precision that alone is an error of 1e-5."""
     return -torch.expm1(taken * math.log(beta)) if beta else torch.ones_like(taken)
+
+
+def at_step(rows: Tensor, step: Tensor) -> Tensor:
+    """The row of `[steps, ...]` that belongs to a step; the last one beyond them."""
+    return rows.index_select(0, step.clamp(max=len(rows) - 1).reshape(1)).squeeze(0)
 
 
 def _descend(params: Params, direction: Params, lr: Rate) -> Params:

@@ -33,7 +33,7 @@ def scaled(scale: float | Tensor, a: Params) -> Params:
 
 
 def conjugate_gradient(
-    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float = 1e-10
+    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float | None = 1e-10
 ) -> Params:
     """An `x` with `A x` close to `b`, for a symmetric positive definite `A` given by its products.
 
@@ -41,7 +41,7 @@ def conjugate_gradient(
         product: From `x` to `A x`.
         b: The right-hand side.
         iterations: Products at most; exact, but for rounding, when there are as many as dimensions.
-        tolerance: Stops where the squared length of `b - A x` falls below.
+        tolerance: Stops where the squared length of `b - A x` falls below; None to never ask, as under `torch.vmap`.
 
     Reference: Hestenes and Stiefel (1952), started at zero.
 
@@ -52,12 +52,17 @@ def conjugate_gradient(
     residual = direction = b
     squared = dot(residual, residual)
     for _ in range(iterations):
-        if squared < tolerance:
+        if tolerance is not None and squared < tolerance:
             break
         image = product(direction)
-        step = squared / dot(direction, image)
+        step = _ratio(squared, dot(direction, image))
         x = add_scaled(x, step, direction)
         residual = add_scaled(residual, -step, image)
         squared, before = dot(residual, residual), squared
-        direction = add_scaled(residual, squared / before, direction)
+        direction = add_scaled(residual, _ratio(squared, before), direction)
     return x
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """`a / b`, or 0 where `b` is: nothing is left to solve there."""
+    return torch.where(b == 0, 0.0, a / b)

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import (
+    adapted,
+    call,
     error,
     gradient_descent,
     meta_gradient,
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from headstart import MAML, SGD, Batch, Task
+from headstart.layers import NORMS
 from headstart.models import MLP
 
 HOW = pytest.mark.parametrize("how", ["vmap", "loop"])
@@ -28,7 +31,7 @@ class TestNormPolicies:
     def test_a_prediction_depends_on_the_other_queries_or_not(self, how):
         learner, tasks = MAML(normed(), F.mse_loss, inner=SGD(0.1), vectorize=how), tasks_of()
         x, y = tasks.query
-        for norm, independent in (("support", True), ("running", True), ("batch", False)):
+        for norm, independent in (("support", True), ("support+query", True), ("running", True), ("batch", False)):
             together = learner.predict(tasks, norm=norm)
             pairs = [learner.predict(Task(tasks.support, Batch(x[:, i : i + 2], y)), norm=norm) for i in range(6)]
             apart = torch.stack([pair[:, :, 0] for pair in pairs], dim=2)
@@ -47,18 +50,18 @@ class TestNormPolicies:
         assert_close(adapted[0][1].running_mean, model[0][1].running_mean)
 
     @HOW
-    @pytest.mark.parametrize("norm", ["batch", "support", "running"])
+    @pytest.mark.parametrize("norm", NORMS)
     def test_buffers_move_once_per_training_batch_and_never_else(self, norm, how):
         model = normed()
         layer = model[0][1]
         learner, tasks = MAML(model, F.mse_loss, inner=SGD(0.1), steps=2, norm=norm, vectorize=how), tasks_of()
         before = copy.deepcopy(layer.state_dict())
-        learner.adapt(task_of(0).support), learner.predict(tasks), learner.eval()(tasks)
+        learner.adapt(task_of(0).support, norm=norm.partition("+")[0]), learner.predict(tasks), learner.eval()(tasks)
         assert_close(layer.state_dict(), before, rtol=0, atol=0)
         features = []
         for task in unstack(tasks):
             adapted = learner.adapt(task.support, norm="batch")[0][0]
-            features.append(adapted(task.support.inputs if norm == "support" else task.query.inputs).detach())
+            features.append(adapted(task.support.inputs if "support" in norm else task.query.inputs).detach())
         learner.train()(tasks)
         mean = torch.stack([f.mean(0) for f in features]).mean(0)
         variance = torch.stack([f.var(0) for f in features]).mean(0)
@@ -66,9 +69,25 @@ class TestNormPolicies:
         assert_close(layer.running_var, 0.9 + 0.1 * variance)
         assert layer.num_batches_tracked == 1
 
+    @HOW
+    def test_support_and_query_is_a_native_batch_for_each_query(self, how):
+        """Of the support set and that query: with one batch norm there is no difference, to second order."""
+        model, plain, tasks = normed(), normed(), tasks_of()
+        learner = MAML(model, F.mse_loss, inner=SGD(0.1), steps=2, norm="support+query", vectorize=how)
+        losses = []
+        for support, query in unstack(tasks):
+            params = adapted(plain, F.mse_loss, support, gradient_descent(0.1), 2)
+            batches = [torch.cat([support.inputs, x.unsqueeze(0)]) for x in query.inputs]
+            outputs = torch.stack([call(plain, params, batch)[-1] for batch in batches])
+            losses.append(F.mse_loss(outputs, query.targets))
+        expected = meta_gradient(torch.stack(losses).mean(), plain)
+        assert error(meta_gradient(learner(tasks), learner), expected) < 1e-10
+        with pytest.raises(ValueError, match=r"cannot do norm='support\+query' by itself.*Adapt with norm='support'"):
+            learner.adapt(task_of(0).support)
+
     def test_the_papers_network_has_a_gradient_natively_only_with_a_scale(self):
         """Why `reference.native` exists: batch norm with a shift alone has no double backward in PyTorch."""
-        model = nn.Sequential(MLP(2, 1, (4,), batch_norm=True)).double()
+        model = nn.Sequential(MLP(2, 1, (4,), normalizer="batch")).double()
         learner = MAML(model, F.mse_loss, inner=SGD(0.1), norm="batch")
         given = meta_gradient(learner(tasks_of()), learner)
         assert given.isfinite().all()

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from headstart.exact import batch_moments
 from headstart.models import MLP, Conv4
+from headstart.models.norm import Normalizer
 
 WAYS = 3
 
@@ -30,7 +32,8 @@ class Case(NamedTuple):
     lr: float = 0.1
     kinked: bool = False
     """ReLU behind batch norm. Rounding to bfloat16 pushes units over the kink, in PyTorch's own loop as well: both
-    are then wrong by up to a half, and the contract is that the library is no worse."""
+    are then wrong by up to a half, and the contract is that the library is no worse. Instance norm divides by the
+    deviation of four positions, with the same effect."""
 
 
 def features(n: int, rng: torch.Generator) -> Tensor:
@@ -39,6 +42,11 @@ def features(n: int, rng: torch.Generator) -> Tensor:
 
 def images(n: int, rng: torch.Generator) -> Tensor:
     return torch.randn(n, 1, 16, 16, generator=rng)
+
+
+def larger_images(n: int, rng: torch.Generator) -> Tensor:
+    """Of which Conv-4 leaves two by two positions."""
+    return torch.randn(n, 1, 17, 17, generator=rng)
 
 
 def sequences(n: int, rng: torch.Generator) -> Tensor:
@@ -176,6 +184,10 @@ class Words(nn.Module):
         return self.head(torch.cat([self.words(words).tanh().mean(1), self.bag(words)], -1))
 
 
+def conv4(normalizer: Normalizer, filters: int = 4) -> nn.Module:
+    return smooth(Conv4(WAYS, filters=filters, normalizer=normalizer))
+
+
 def convolutions(norm: nn.Module) -> nn.Module:
     first, second = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
     return nn.Sequential(first, norm, nn.Tanh(), second, nn.Flatten(), nn.Linear(64, WAYS))
@@ -196,15 +208,22 @@ def smooth(model: nn.Module) -> nn.Module:
 
 
 BATCH, LAYER, INSTANCE = frozenset([F.batch_norm]), frozenset([F.layer_norm]), frozenset([F.instance_norm])
+TASK = frozenset([batch_moments])
 WORDS, ATTENTION = frozenset([F.embedding]), frozenset([F.multi_head_attention_forward])
 
 CASES: dict[str, Case] = {
     "MLP": Case(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, WAYS)), features),
     "MLP, batch norm": Case(
-        lambda: smooth(MLP(5, WAYS, (8, 8), batch_norm=True)), features, BATCH, examples=30, lr=0.01
+        lambda: smooth(MLP(5, WAYS, (8, 8), normalizer="batch")), features, BATCH, examples=30, lr=0.01
     ),
     "Conv-4, batch norm": Case(lambda: Conv4(WAYS, filters=4), images, BATCH, examples=30, lr=0.01, kinked=True),
     "Conv-4, batch norm, GELU": Case(lambda: smooth(Conv4(WAYS, filters=4)), images, BATCH, examples=30, lr=0.01),
+    "Conv-4, layer norm": Case(lambda: conv4("layer"), larger_images, lr=0.03),
+    "Conv-4, instance norm": Case(lambda: conv4("instance"), larger_images, INSTANCE, lr=0.01, kinked=True),
+    "Conv-4, group norm": Case(lambda: conv4("group", filters=16), larger_images, lr=0.002),
+    "Conv-4, TaskNorm-I": Case(lambda: conv4("task-instance"), larger_images, TASK, lr=0.03),
+    "Conv-4, TaskNorm-L": Case(lambda: conv4("task-layer"), larger_images, TASK, lr=0.03),
+    "MLP, TaskNorm-L": Case(lambda: smooth(MLP(5, WAYS, (8, 8), normalizer="task-layer")), features, TASK),
     "residual network, batch norm": Case(Residual, images, BATCH),
     "layer norm": Case(lambda: convolutions(nn.LayerNorm([4, 8, 8])), images, LAYER, lr=0.5),
     "instance norm": Case(lambda: convolutions(nn.InstanceNorm2d(4, affine=True)), images, INSTANCE, lr=0.5),

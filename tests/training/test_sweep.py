@@ -29,7 +29,7 @@ class Parabola(nn.Module):
         self.unused = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("curvature", torch.tensor(CURVATURE, dtype=torch.float64))
 
-    def start(self):
+    def start(self, task):
         return {"w": self.start_at}, {"velocity": self.velocity.expand(2), "taken": torch.zeros((), dtype=torch.long)}
 
     def step(self, fast, state, task):
@@ -42,7 +42,7 @@ class Parabola(nn.Module):
 
     def outcomes(self, tasks):
         def outcome(task):
-            fast, state = self.start()
+            fast, state = self.start(task)
             for _ in range(self.steps):
                 fast, state = self.step(fast, state, task)
             return self.query_loss(fast, task)

@@ -13,16 +13,17 @@ outer step size does not depend on the meta-batch size.
 """
 
 import copy
-import fnmatch
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from headstart import layers
 from headstart.adapt import adapt, inner_step, trajectory
+from headstart.algorithms.names import matching, put, trainable
 from headstart.inner import SGD, InnerOptimizer
 from headstart.layers import NORMS, Norm, Seen
 from headstart.losses import Criterion, criterion_with_params
@@ -53,7 +54,8 @@ class MAML(nn.Module):
         loss: `(outputs, targets) -> scalar`; with a third argument named `params` it is given the
             parameters too. For cross-entropy averaged over examples mind that the paper's released code
             sums over classes: its inner rates are for a loss `ways` times as large.
-        inner: The inner optimiser.
+        inner: The inner optimiser; or a module that gives one when called, whose parameters (step sizes, say) then
+            are meta-parameters too.
         steps: Inner steps in training, and wherever no other number is given. With 0 the model is trained
             on the tasks' query sets jointly, without adaptation: the paper's pretrained baseline.
         first_order: Treat inner gradients as constants (FOMAML). About a third less work.
@@ -77,7 +79,7 @@ class MAML(nn.Module):
         model: nn.Module,
         loss: Criterion,
         *,
-        inner: InnerOptimizer | None = None,
+        inner: InnerOptimizer | nn.Module | None = None,
         steps: int = 1,
         first_order: bool = False,
         adapt_only: str | Sequence[str] = "*",
@@ -99,8 +101,7 @@ class MAML(nn.Module):
         self.norm: Norm = norm
         self.vectorize: Vectorize = vectorize
         self.recompute: bool | Literal["auto"] = recompute
-        trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.adapted_names = matching(trainable, adapt_only)
+        self.adapted_names = matching(trainable(model), adapt_only)
 
     def forward(self, tasks: Task | Sequence[Task]) -> Tensor:
         """The meta-loss of a meta-batch, a scalar: its gradient is line 8 of Algorithm 1.
@@ -118,18 +119,9 @@ class MAML(nn.Module):
         return losses
 
     def outcomes(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Seen]:
-        """Each task's query loss after adaptation, `[tasks]`, and its batch norms' statistics, which are not kept."""
-        support_loss, (fast, held) = self._support_loss(self.model), self._parts(dict(self.model.named_parameters()))
-        recompute = self.steps >= RECOMPUTE_FROM if self.recompute == "auto" else self.recompute
-        settings = {"first_order": self.first_order, "recompute": recompute}
-
-        def outcome(task: Task) -> tuple[Tensor, Seen]:
-            batches = [(held, task.support)] * self.steps
-            adapted = adapt(support_loss, fast, batches, self.inner, **settings)  # lines 4-6
-            return self.query_loss(adapted, task)  # the summand of line 8
-
+        """Each task's loss, `[tasks]`, and its batch norms' statistics, which are not kept."""
         try:
-            outcomes, self.vectorize = over_tasks(outcome, tasks, self.vectorize, self.chunk_size)  # line 3
+            outcomes, self.vectorize = over_tasks(self.outcome, tasks, self.vectorize, self.chunk_size)  # line 3
         except ClosureError as error:
             if self.recompute != "auto":
                 raise
@@ -138,22 +130,59 @@ class MAML(nn.Module):
             return self.outcomes(tasks)
         return outcomes
 
-    def start(self) -> tuple[Params, Any]:
-        """What adapts, where it starts from, and the inner optimiser's state."""
-        fast, _ = self._parts(dict(self.model.named_parameters()))
-        return fast, self.inner.init(fast)
+    def outcome(self, task: Task) -> tuple[Tensor, Seen]:
+        """One task's query loss after adaptation, and its batch norms' statistics."""
+        fast, _ = self.start(task)
+        support_loss, batches = self.support_loss(self.model), self.batches(task.support, self.steps)
+        settings = {"first_order": self.first_order, "recompute": self.recomputes}
+        adapted = adapt(support_loss, fast, batches, self.rule(), **settings)  # lines 4-6
+        return self.query_loss(adapted, task)  # the summand of line 8
+
+    def start(self, task: Task) -> tuple[Params, Any]:
+        """What adapts, where it starts from in this task, and the inner optimiser's state."""
+        fast, _ = self._parts(self.initial(self.model, task.support, self.norm))
+        return fast, self.rule().init(fast)
 
     def step(self, fast: Params, state: Any, task: Task) -> tuple[Params, Any]:
-        """One inner step on one task: `outcomes` takes `steps` of these from `start`, then the `query_loss`."""
-        _, held = self._parts(dict(self.model.named_parameters()))
-        batch = held, task.support
-        return inner_step(self._support_loss(self.model), fast, batch, self.inner, state, first_order=self.first_order)
+        """One inner step on one task: its `outcome` is `steps` of these from its `start`, then its `query_loss`."""
+        (batch,) = self.batches(task.support, 1)
+        return inner_step(self.support_loss(self.model), fast, batch, self.rule(), state, first_order=self.first_order)
 
-    def query_loss(self, fast: Params, task: Task) -> tuple[Tensor, Seen]:
-        """One task's query loss at its adapted parameters, and its batch norms' statistics."""
-        adapted = dict(self.model.named_parameters()) | fast
-        outputs, seen = self._query(self.model, adapted, task, self.norm)
+    def query_loss(self, fast: Params, task: Task, steps: int | None = None) -> tuple[Tensor, Seen]:
+        """One task's query loss at its parameters after `steps` (None: all) steps, and its batch norms' statistics."""
+        adapted = self.theta(self.model, self.steps if steps is None else steps) | fast
+        outputs, seen = layers.predict(
+            self.model, adapted, task.query.inputs, norm=self.norm, support=task.support.inputs
+        )
         return self.loss(outputs, task.query.targets, adapted), seen
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether inner steps are computed again backwards."""
+        return self.steps >= RECOMPUTE_FROM if self.recompute == "auto" else self.recompute
+
+    def adapted_parameters(self) -> Params:
+        """What adapts, by name, at its meta-learned values; detached."""
+        return {name: self.model.get_parameter(name).detach() for name in self.adapted_names}
+
+    # What variants change, each as little of it as it can.
+
+    def rule(self) -> InnerOptimizer:
+        """The inner optimiser, at the present values of what it has learned."""
+        return self.inner() if isinstance(self.inner, nn.Module) else self.inner
+
+    def theta(self, model: nn.Module, steps: int = 0) -> Params:
+        """The meta-learned parameters of `model`, by name, as they are after `steps` inner steps if nothing adapts."""
+        return dict(model.named_parameters())
+
+    def initial(self, model: nn.Module, support: Batch, norm: Norm) -> Params:
+        """All parameters that a task starts from."""
+        return self.theta(model)
+
+    def batches(self, support: Batch, steps: int, model: nn.Module | None = None) -> list[tuple[Params, Batch]]:
+        """What each inner step is given: the parameters held fixed, and the support set."""
+        _, held = self._parts(self.theta(self.model if model is None else model))
+        return [(held, support)] * steps
 
     def keep_statistics(self, seen: Seen) -> None:
         """Move running buffers towards the statistics of a meta-batch, in training mode."""
@@ -174,50 +203,57 @@ class MAML(nn.Module):
         """
         steps, norm = self._checked(steps, norm)
         adapted = copy.deepcopy(self.model).eval()
-        theta = {name: p.detach() for name, p in adapted.named_parameters()}
-        fast, held = self._parts(theta)
         with torch.no_grad():
-            fast = adapt(self._support_loss(adapted, norm), fast, [(held, support)] * steps, self.inner)
-            for name, value in fast.items():
-                adapted.get_parameter(name).copy_(value)
+            fast, _ = self._parts(self.initial(adapted, support, norm))
+            batches = self.batches(support, steps, adapted)
+            fast = adapt(self.support_loss(adapted, norm), fast, batches, self.rule())
+            put(adapted, self.theta(adapted, steps) | fast)
         layers.freeze_statistics(adapted, support.inputs, norm)
         return adapted
 
     @torch.no_grad()
-    def predict(self, tasks: Task | Sequence[Task], steps: int | None = None, norm: Norm | None = None) -> Any:
+    def predict(
+        self,
+        tasks: Task | Sequence[Task],
+        steps: int | None = None,
+        norm: Norm | None = None,
+        *,
+        one_at_a_time: bool = False,
+    ) -> Any:
         """Query outputs before adaptation and after each inner step, without dropout.
 
         Args:
             tasks: As in `forward`; if they differ in size, then not in the number of queries.
             steps: Gradient steps; None for the number trained with.
             norm: Another norm policy than the learner's.
+            one_at_a_time: Predict each query as if it were the only one: under `norm="batch"` that is another
+                prediction.
 
         Returns:
             The model's outputs, `[tasks, steps + 1, examples, ...]`.
         """
         steps, norm = self._checked(steps, norm)
-        theta: Params = dict(self.model.named_parameters())
-
-        support_loss, (fast, held) = self._support_loss(self.model, norm), self._parts(theta)
+        support_loss, rule = self.support_loss(self.model, norm), self.rule()
 
         def outputs_per_step(task: Task) -> Any:
-            path = trajectory(support_loss, fast, [(held, task.support)] * steps, self.inner)
-            return stack([self._query(self.model, theta | params, task, norm)[0] for params in path])
+            fast, _ = self._parts(self.initial(self.model, task.support, norm))
+            path = trajectory(support_loss, fast, self.batches(task.support, steps), rule)
+            adapted = [self.theta(self.model, taken) | params for taken, params in enumerate(path)]
+            return stack([_outputs(self.model, params, task, norm, one_at_a_time) for params in adapted])
 
         with layers.evaluating(self.model):
             outputs, self.vectorize = over_tasks(outputs_per_step, tasks, self.vectorize, self.chunk_size)
         return outputs
 
-    def _support_loss(self, model: nn.Module, norm: Norm | None = None) -> LossFn:
+    def support_loss(self, model: nn.Module, norm: Norm | None = None) -> LossFn:
         """The inner loss: of what adapts, on a batch of what is held fixed and the support set.
 
         It looks at no other tensor that is learned, as recomputing asks.
         """
-        names = [name for name, _ in model.named_parameters()]
 
         def support_loss(fast: Params, batch: tuple[Params, Batch]) -> Tensor:
             held, support = batch
-            params = {name: fast[name] if name in fast else held[name] for name in names}
+            params = held | fast
             outputs, _ = layers.run(model, params, support.inputs, norm=norm or self.norm)
             return self.loss(outputs, support.targets, params)
 
@@ -228,9 +264,6 @@ class MAML(nn.Module):
         fast = {name: theta[name] for name in self.adapted_names}
         return fast, {name: p for name, p in theta.items() if name not in fast}
 
-    def _query(self, model: nn.Module, params: Params, task: Task, norm: Norm) -> tuple[Any, Seen]:
-        return layers.predict(model, params, task.query.inputs, norm=norm, support=task.support.inputs)
-
     def _checked(self, steps: int | None, norm: Norm | None) -> tuple[int, Norm]:
         checked_steps = self.steps if steps is None else steps
         checked_norm = self.norm if norm is None else norm
@@ -239,25 +272,15 @@ class MAML(nn.Module):
         return checked_steps, checked_norm
 
 
-def matching(names: Sequence[str], patterns: str | Sequence[str]) -> tuple[str, ...]:
-    """The names that `patterns` select, in their own order.
-
-    >>> matching(["body.weight", "body.bias", "head.weight"], ["*", "!body.*"])
-    ('head.weight',)
-
-    Raises:
-        ValueError: A pattern matches no name, or none is left.
-    """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        hits = set(fnmatch.filter(names, pattern.removeprefix("!")))
-        if not hits:
-            raise ValueError(f"The pattern {pattern!r} matches no trainable parameter; there are: {', '.join(names)}.")
-        chosen = chosen - hits if pattern.startswith("!") else chosen | hits
-    if not chosen:
-        raise ValueError(f"The patterns {patterns} leave nothing to adapt; there are: {', '.join(names)}.")
-    return tuple(name for name in names if name in chosen)
+def _outputs(model: nn.Module, params: Params, task: Task, norm: Norm, one_at_a_time: bool) -> Any:
+    """The queries' outputs, of all together or of each by itself."""
+    inputs, support = task.query.inputs, task.support.inputs
+    if not one_at_a_time:
+        return layers.predict(model, params, inputs, norm=norm, support=support)[0]
+    count = len(pytree.tree_leaves(inputs)[0])
+    alone = [pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], inputs) for i in range(count)]
+    outputs = [layers.predict(model, params, query, norm=norm, support=support)[0] for query in alone]
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *outputs)
 
 
 def _check_choice(what: str, given: Any, allowed: Sequence[Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from headstart.models.norm import EPS, shift_only
+from headstart.models import norm
 
 
 class MLP(nn.Module):
@@ -17,16 +17,22 @@ class MLP(nn.Module):
         features: Input size; inputs `[examples, ...]` are flattened to it.
         outputs: Output size.
         hidden: Sizes of the hidden layers.
-        batch_norm: Batch norm (shift only) before each ReLU.
+        normalizer: Before each ReLU (shift only), see `headstart.models.norm.Normalizer`; None for none.
     """
 
-    def __init__(self, features: int, outputs: int, hidden: Sequence[int] = (40, 40), batch_norm: bool = False):
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        hidden: Sequence[int] = (40, 40),
+        normalizer: norm.Normalizer | None = None,
+    ):
         super().__init__()
         body: list[nn.Module] = []
         for size_in, size_out in zip([features, *hidden[:-1]], hidden, strict=True):
             body.append(_linear(size_in, size_out))
-            if batch_norm:
-                body.append(shift_only(nn.BatchNorm1d(size_out, eps=EPS)))
+            if normalizer is not None:
+                body.append(norm.normalizer(normalizer, size_out, images=False))
             body.append(nn.ReLU())
         self.body = nn.Sequential(*body)
         self.head = _linear(hidden[-1], outputs)

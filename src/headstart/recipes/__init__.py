@@ -3,7 +3,8 @@
 import difflib
 from typing import Any
 
-from headstart.recipes import characters, control_experiments, sinusoid
+from headstart.recipes import averages, characters, control_experiments, sinusoid
+from headstart.recipes.averages import AveragedSinusoidRecipe
 from headstart.recipes.characters import CharacterRecipe
 from headstart.recipes.control import ControlRecipe
 from headstart.recipes.recipe import Experiment, Published, Recipe
@@ -11,6 +12,7 @@ from headstart.recipes.sinusoid import SinusoidRecipe
 from headstart.recipes.supervised import SupervisedRecipe
 
 __all__ = [
+    "AveragedSinusoidRecipe",
     "CharacterRecipe",
     "ControlRecipe",
     "Experiment",
@@ -26,7 +28,8 @@ __all__ = [
 
 def experiments() -> dict[str, Experiment]:
     """Every experiment, by name."""
-    return {e.name: e for e in [*sinusoid.experiments(), *characters.experiments(), *control_experiments.experiments()]}
+    sources = (sinusoid, averages, characters, control_experiments)
+    return {e.name: e for source in sources for e in source.experiments()}
 
 
 def experiment(name: str) -> Experiment:
@@ -45,7 +48,7 @@ def experiment(name: str) -> Experiment:
 
 def restore(config: dict[str, Any]) -> Recipe[Any]:
     """The recipe that a run's `config.json` describes."""
-    kinds = {cls.kind: cls for cls in (SinusoidRecipe, CharacterRecipe, ControlRecipe)}
+    kinds = {cls.kind: cls for cls in (SinusoidRecipe, AveragedSinusoidRecipe, CharacterRecipe, ControlRecipe)}
     try:
         return kinds[config["kind"]].from_config(config["settings"])
     except (KeyError, TypeError, ValueError) as error:

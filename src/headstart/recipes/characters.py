@@ -4,16 +4,20 @@ Step sizes are for the mean cross-entropy. The released code divides the summed 
 not of examples, so that its loss is `ways` times as large: its 0.4 (5-way) and 0.1 (20-way) are both 2.0 here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from headstart.losses import Criterion, accuracy
 from headstart.models import MLP, Conv4
+from headstart.models.adapters import add_context
+from headstart.models.norm import Normalizer
+from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
@@ -38,24 +42,57 @@ class CharacterRecipe(SupervisedRecipe):
     """Four convolutions, or the fully connected 256-128-64-64."""
     filters: int = 64
     """Filters per convolution."""
+    normalizer: Normalizer = "batch"
+    """Normaliser after each layer; where batch norm and TaskNorm take their statistics from is the setting norm."""
     glyph_classes: int = 1100
     """Generated characters to train on."""
 
     kind: ClassVar[str] = "characters"
+    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {
+        "cavia": {"context_size": 100},  # Zintgraf et al. 2019, section 4.3
+        "film": {"adapter_layers": ("body.*.1", "head")},  # after the norms, which would undo it
+        "maml++": {"steps": 3, "schedule": "cosine"},
+        "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
+        "reptile": {"steps": 5, "adapt_only": ("*",)},  # what does not adapt would never be learned
+        "imaml": {"steps": 5, "inner_lr": 1.0, "strength": 0.4},  # of the mean loss: a fifth of the paper's 2.0
+    }
     named: ClassVar[tuple[str, ...]] = ("dataset",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
 
     def model(self) -> nn.Module:
-        """The network by its name."""
+        """The network by its name; for CAVIA with a context that scales and shifts the third layer's channels."""
         if self.network == "mlp":
-            return MLP(SIZE * SIZE, self.ways, (256, 128, 64, 64), batch_norm=True)
-        return Conv4(self.ways, filters=self.filters)
+            model = MLP(SIZE * SIZE, self.ways, (256, 128, 64, 64), normalizer=self.normalizer)
+        else:
+            model = Conv4(self.ways, filters=self.filters, normalizer=self.normalizer)
+        if self.learner == "cavia":
+            add_context(model, self.context_size, "body.7" if self.network == "mlp" else "body.2.1")
+        return model
 
-    def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
+    @property
+    def adapted_patterns(self) -> tuple[str, ...]:
+        """Name patterns of what adapts: never how TaskNorm pools its statistics, which is meta-learned."""
+        blend = ("!*.blend_*",) if self.normalizer.startswith("task-") else ()
+        return (*self.adapt_only, *blend)
+
+    @property
+    def classes(self) -> int:
+        """Classes per task."""
+        return self.ways
+
+    def source(
+        self,
+        part: Part,
+        data: Path | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
+        ways: int | None = None,
+    ):
         """Episodes on the characters of one part."""
         shots, queries = self.examples(shots, queries)
+        ways = self.ways if ways is None else ways
         rotations = "classes" if self.dataset == "omniglot" and self.split == "vinyals" else "draw"
-        return Episodes(self.store(part, data), ways=self.ways, shots=shots, queries=queries, rotations=rotations)
+        return Episodes(self.store(part, data), ways=ways, shots=shots, queries=queries, rotations=rotations)
 
     def store(self, part: Part, data: Path | None = None) -> ClassStore:
         """The images of one part, by class."""
@@ -121,6 +158,11 @@ def experiments() -> list[Experiment]:
                 (Published(at, approximate, first),) if approximate else (),
             )
         )
+    table3 = "Finn et al. 2017, Table 3"
+    for shots, value in ((1, 0.949), (5, 0.977)):
+        summary = f"Omniglot characters, 5 ways, {shots} shot{'s' if shots > 1 else ''}, only a context vector adapts"
+        recipe = _five_way(shots).with_learner("cavia")
+        found.append(Experiment(f"omniglot-5way-{shots}shot-context", summary, recipe, (Published(3, value, table3),)))
     generated = replace(_five_way(1), dataset="glyphs")
     found.append(Experiment("glyphs-5way-1shot", "Generated characters, 5 ways, 1 shot: no data needed", generated))
     return found

@@ -4,15 +4,18 @@ Differs: the pretrained and the oracle network learn from 10 points of each wave
 the released code trains them on the support points.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from headstart.losses import Criterion, squared_error
 from headstart.models import MLP
+from headstart.models.adapters import WithContext
+from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import Sinusoids
@@ -29,13 +32,28 @@ class SinusoidRecipe(SupervisedRecipe):
     """Give the network amplitude and phase as inputs: the bound that adaptation is compared with."""
 
     kind: ClassVar[str] = "sinusoid"
+    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {
+        "cavia": {"inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.1
+        "maml++": {"steps": 5, "schedule": "cosine"},
+        "reptile": {"steps": 8, "inner_lr": 0.02},
+        "imaml": {"steps": 16},
+    }
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "mse"
 
     def model(self) -> nn.Module:
-        """The fully connected network."""
+        """The fully connected network; for CAVIA with a context vector among its inputs."""
+        if self.learner == "cavia":
+            return WithContext(MLP(1 + self.context_size, 1, self.hidden), self.context_size)
         return MLP(3 if self.oracle else 1, 1, self.hidden)
 
-    def source(self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None):
+    def source(
+        self,
+        part: Part,
+        data: Path | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
+        ways: int | None = None,
+    ):
         """Sine waves; parts differ in their random streams alone."""
         shots, queries = self.examples(shots, queries)
         return Sinusoids(shots=shots, queries=queries, oracle=self.oracle)
@@ -52,7 +70,7 @@ class SinusoidRecipe(SupervisedRecipe):
 
 
 def experiments() -> list[Experiment]:
-    """5, 10 and 20 shots; for each MAML, the pretrained network and the oracle."""
+    """5, 10 and 20 shots; for each MAML, the pretrained network, the oracle and the context vector."""
     table2 = "Finn et al. 2017, Table 2"
     published_maml = {5: ((1, 0.67), (5, 0.38), (10, 0.35))}
     published_pretrained = {5: ((1, 2.41), (5, 2.23), (10, 2.19))}
@@ -79,5 +97,10 @@ def experiments() -> list[Experiment]:
                 tuple(Published(step, value, table2) for step, value in published_pretrained.get(shots, ())),
             ),
             Experiment(f"{name}-oracle", "The same network given amplitude and phase", oracle),
+            Experiment(
+                f"{name}-context",
+                "The same network with a context vector among its inputs, which alone adapts",
+                maml.with_learner("cavia"),
+            ),
         ]
     return found

@@ -14,6 +14,8 @@ from headstart.algorithms.maml import MAML
 from headstart.inner import SGD, Adam, InnerOptimizer, Momentum
 from headstart.layers import Norm
 from headstart.losses import Criterion
+from headstart.recipes import learners
+from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import TEST_SEED, VALIDATION_SEED, Part, Recipe
 from headstart.training.engine import Engine, Precision
 from headstart.training.evaluate import TEST, VALIDATION, Metric, evaluate, fixed_tasks
@@ -34,9 +36,11 @@ class Conditions:
 
     num_tasks: int = 600
     steps: int | None = None
+    ways: int | None = None
     shots: int | None = None
     queries: int | None = None
     norm: Norm | None = None
+    one_at_a_time: bool = False
     protocol: Protocol = "sampled"
     seed: int = TEST_SEED
 
@@ -59,6 +63,8 @@ class SupervisedRecipe(Recipe[MAML]):
     """Bound on the norm of the meta-gradient."""
     inner: Literal["sgd", "momentum", "adam"] = "sgd"
     """Inner optimiser."""
+    learner: LearnerName = "maml"
+    """Algorithm: MAML or one of its successors, see docs/algorithms.md."""
     first_order: bool = False
     """Treat inner gradients as constants (first-order MAML)."""
     adapt_only: tuple[str, ...] = ("*",)
@@ -79,12 +85,36 @@ class SupervisedRecipe(Recipe[MAML]):
     """Statistic over validation tasks that chooses the best checkpoint; the median ignores divergent tasks."""
     tune_inner_lr: tuple[float, ...] = ()
     """Step sizes of which evaluation takes the one best on validation tasks; none: `inner_lr` as it is."""
+    step_rates: bool = True
+    """MAML++: learn a step size for each tensor and inner step."""
+    multi_step_loss: float = 0.15
+    """MAML++: share of the iterations in which the losses after all inner steps count, ever less; 0 for none."""
+    first_order_share: float = 0.0
+    """MAML++: share of the iterations, the first ones, with first-order gradients."""
+    step_norms: bool = True
+    """MAML++: a shift of each batch norm for each inner step."""
+    strength: float = 2.0
+    """iMAML: pull to the start in the inner loop."""
+    solver_steps: int = 5
+    """iMAML: conjugate-gradient iterations for the meta-gradient."""
+    context_size: int = 5
+    """CAVIA: numbers in the context vector."""
+    rank: int = 4
+    """LoRA: rank of what is added to each weight."""
+    adapter_layers: tuple[str, ...] = ("*",)
+    """LoRA and FiLM: name patterns of the layers that are given parts that adapt."""
 
     conditions: ClassVar[type[Any]] = Conditions
+    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {}
+    """Settings with which a learner is usually used on such a problem, where they differ from MAML's."""
 
     def __post_init__(self):
         super().__post_init__()
-        self._at_least(1, "iterations", "shots", "queries", "eval_queries")
+        self._at_least(1, "iterations", "shots", "queries", "eval_queries", "context_size", "rank", "solver_steps")
+        for name in ("multi_step_loss", "first_order_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the iterations, 0 to 1, got {getattr(self, name)}.")
+        learners.check(self)
         if isinstance(self.chunk_size, int) and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be 'auto' or at least 1, got {self.chunk_size}.")
         for name in ("inner_lr", "meta_lr", "clip_value", "clip_norm"):
@@ -98,9 +128,14 @@ class SupervisedRecipe(Recipe[MAML]):
 
     @abstractmethod
     def source(
-        self, part: Part, data: Path | None = None, shots: int | None = None, queries: int | None = None
+        self,
+        part: Part,
+        data: Path | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
+        ways: int | None = None,
     ) -> TaskSource:
-        """Tasks of one part of the data, with this recipe's numbers of examples or others."""
+        """Tasks of one part of the data, with this recipe's numbers of examples and classes or others."""
 
     @property
     @abstractmethod
@@ -112,6 +147,16 @@ class SupervisedRecipe(Recipe[MAML]):
     def metric(self) -> Metric:
         """What evaluation measures."""
 
+    @property
+    def adapted_patterns(self) -> tuple[str, ...]:
+        """Name patterns of what adapts."""
+        return self.adapt_only
+
+    @property
+    def classes(self) -> int | None:
+        """Classes per task; None in regression."""
+        return None
+
     def one_shot_runs(self, data: Path | None) -> Task:
         """The tasks that the data set itself is published with.
 
@@ -120,24 +165,27 @@ class SupervisedRecipe(Recipe[MAML]):
         """
         raise ValueError("Omniglot's one-shot runs are for 20-way runs of Omniglot, which this is not.")
 
+    def with_learner(self, learner: LearnerName) -> Self:
+        """The same work for another learner, with the settings usual for that one."""
+        return replace(self, learner=learner, **self.presets.get(learner, {}))
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings of other learners."""
+        return learners.idle(self.learner)
+
     @property
     def length_bound(self) -> str | None:
-        """A schedule other than the constant one is made for its number of iterations."""
-        return None if self.schedule == "constant" else f"the {self.schedule} schedule is made for it"
+        """What a change of the number of iterations would change from the beginning on."""
+        if self.schedule != "constant":
+            return f"the {self.schedule} schedule is made for it"
+        if self.learner == "maml++" and (self.multi_step_loss or self.first_order_share):
+            return "multi_step_loss and first_order_share are shares of it"
+        return None
 
     def make_learner(self, model: nn.Module | None = None) -> MAML:
-        """MAML on this recipe's network, or on a given one."""
-        return MAML(
-            self.model() if model is None else model,
-            self.criterion,
-            inner=self.inner_optimizer(),
-            steps=self.steps,
-            first_order=self.first_order,
-            adapt_only=self.adapt_only,
-            norm=self.norm,
-            chunk_size=None if self.chunk_size == "auto" else self.chunk_size,
-            recompute=self.recompute,
-        )
+        """The learner on this recipe's network, or on a given one."""
+        return learners.build(self, self.model() if model is None else model)
 
     def examples(self, shots: int | None, queries: int | None) -> tuple[int, int]:
         """Shots and queries: those given, else the recipe's for training."""
@@ -231,14 +279,18 @@ class SupervisedRecipe(Recipe[MAML]):
         norm = self.norm if asked.norm is None else asked.norm
         shots = self.shots if asked.shots is None else asked.shots
         queries = self.eval_queries if asked.queries is None else asked.queries
+        ways = self._ways_of(asked)
         if asked.protocol == "one-shot-runs":
             shots, queries, tasks = 1, 1, iter([_moved(self.one_shot_runs(data), device)])
         else:
-            tasks = fixed_tasks(self.source("test", data, shots, queries), asked.num_tasks, asked.seed, TEST, device)
+            source = self.source("test", data, shots, queries, ways)
+            tasks = fixed_tasks(source, asked.num_tasks, asked.seed, TEST, device)
         rate = self.with_tuned_rate(learner, data, steps, shots)
-        result = evaluate(learner, tasks, self.metric, steps, norm)
+        result = evaluate(learner, tasks, self.metric, steps, norm, asked.one_at_a_time)
         return {
             "num_tasks": result.num_tasks,
+            **({} if ways is None else {"ways": ways}),
+            **({"one_at_a_time": True} if asked.one_at_a_time else {}),
             "shots": shots,
             "queries": queries,
             "norm": norm,
@@ -255,21 +307,25 @@ class SupervisedRecipe(Recipe[MAML]):
         checkpoint, protocol, num_tasks, shots, queries, norm, seed = (evaluation[name] for name in names)
         steps = len(evaluation["per_step"]) - 1
         examples = f"{shots}shot-{queries}query"
+        examples += f"-{evaluation['ways']}way" if "ways" in evaluation else ""
+        examples += "-alone" if evaluation.get("one_at_a_time") else ""
         return f"{checkpoint}-{protocol}-{num_tasks}tasks-{examples}-{steps}steps-{norm}-seed{seed}.json"
 
     def measured_alike(self, evaluation: Mapping[str, Any]) -> bool:
-        """Same shots, queries and norm.
+        """Same classes, shots, queries and norm, all queries of a task together.
 
         The number of queries does not matter in regression: they sample the same curve.
         """
+        if "ways" in evaluation or evaluation.get("one_at_a_time"):
+            return False
         regression = self.metric_name == "mse"
         same = regression or (evaluation["queries"], evaluation["norm"]) == (self.eval_queries, self.norm)
         return same and evaluation["shots"] == self.shots and evaluation["protocol"] == "sampled"
 
     def trained_alike(self, other: Recipe[Any]) -> bool:
-        """Same problem, shots, steps, order and norm."""
+        """Same problem, shots, learner, steps, order and norm."""
         own = {field.name for field in fields(self)} - {field.name for field in fields(SupervisedRecipe)}
-        conditions = own | {"shots", "steps", "first_order", "norm"}
+        conditions = own | {"shots", "learner", "steps", "first_order", "norm"}
         return other.kind == self.kind and all(getattr(other, name) == getattr(self, name) for name in conditions)
 
     def smoke(self) -> Self:
@@ -278,6 +334,17 @@ class SupervisedRecipe(Recipe[MAML]):
         return replace(
             self, iterations=4, meta_batch=few, val_tasks=4, validate_every=2, checkpoint_every=2, log_every=1
         )
+
+    def _ways_of(self, asked: Conditions) -> int | None:
+        """Classes per task, where others than those trained on are asked for."""
+        if asked.ways is None or asked.ways == self.classes:
+            return None
+        if self.learner not in learners.ANY_WAYS:
+            raise ValueError(
+                f"The learner {self.learner} has outputs for {self.classes} classes; for any number of them train with "
+                f"--learner {', '.join(learners.ANY_WAYS)}."
+            )
+        return asked.ways
 
     def _validation_tasks(self, data: Path | None, device: torch.device | str, shots: int | None = None) -> list[Task]:
         source = self.source("val", data, shots, self.eval_queries)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.adapt import adapt, inner_step
-from headstart.algorithms.maml import matching
+from headstart.algorithms.names import matching
 from headstart.inner import SGD, InnerOptimizer
 from headstart.layers import has_batch_norm
 from headstart.rl.advantage import advantages

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from headstart.models.policy import Distribution
 from headstart.rl.problem import Environments
+from headstart.swap import call_with
 from headstart.types import Params
 
 Act = Callable[[Params, Tensor], Distribution]
@@ -108,7 +109,7 @@ def collect(
             raise ValueError(f"Parameter {name!r} of shape {tuple(p.shape)} has no leading axis of {len(tasks)} tasks.")
 
     def act(params: Params, observations: Tensor) -> Distribution:
-        return torch.func.functional_call(policy, params, (observations,))
+        return call_with(policy, params, (observations,), {})
 
     batched = torch.vmap(act) if per_task else act
     observations = environments.reset(tasks, generator).clone()  # environments may use their memory again

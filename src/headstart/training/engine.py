@@ -58,8 +58,8 @@ class StepwiseLearner(Protocol):
 
     steps: int
 
-    def start(self) -> tuple[Params, Any]:
-        """What adapts, and the inner optimiser's state."""
+    def start(self, task: Task) -> tuple[Params, Any]:
+        """What adapts, where it starts from in one task, and the inner optimiser's state."""
         ...
 
     def step(self, fast: Params, state: Any, task: Task) -> tuple[Params, Any]:
@@ -232,6 +232,7 @@ class Engine:
 
 
 def _consistent(learner: StepwiseLearner) -> bool:
-    """Whether `outcomes` and `step` are of one class: a subclass with `outcomes` of its own has not these steps."""
-    owners = [next(c for c in type(learner).__mro__ if name in vars(c)) for name in ("outcomes", "step")]
-    return owners[0] is owners[1]
+    """Whether what `outcomes` are made of is of one class: a subclass with its own `outcome` has not these steps."""
+    methods = ("outcomes", "outcome", "step", "batches")
+    owners = [next((c for c in type(learner).__mro__ if name in vars(c)), None) for name in methods]
+    return len({owner for owner in owners if owner is not None}) == 1

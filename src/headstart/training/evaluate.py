@@ -18,7 +18,9 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 class Predictor(Protocol):
     """What evaluation asks of a learner."""
 
-    def predict(self, tasks: Task, steps: int | None = None, norm: Any = None) -> Tensor:
+    def predict(
+        self, tasks: Task, steps: int | None = None, norm: Any = None, *, one_at_a_time: bool = False
+    ) -> Tensor:
         """Query outputs before adaptation and after each step, `[tasks, steps + 1, examples, ...]`."""
         ...
 
@@ -59,13 +61,24 @@ def fixed_tasks(
         yield pytree.tree_map(lambda leaf, kept=kept: leaf[:kept].to(device), tasks)
 
 
-def evaluate(learner: Predictor, batches: Iterator[Task], metric: Metric, steps: int, norm: Any = None) -> Evaluation:
-    """How well `learner` adapts to the tasks of `batches`, after 0 to `steps` inner steps."""
+def evaluate(
+    learner: Predictor,
+    batches: Iterator[Task],
+    metric: Metric,
+    steps: int,
+    norm: Any = None,
+    one_at_a_time: bool = False,
+) -> Evaluation:
+    """How well `learner` adapts to the tasks of `batches`, after 0 to `steps` inner steps.
+
+    With `one_at_a_time` each query is predicted as if it were the only one.
+    """
     values, digest = [], hashlib.sha256()
     for tasks in batches:
         for leaf in pytree.tree_leaves(tasks):
             digest.update(leaf.cpu().contiguous().numpy().tobytes())
-        values.append(per_task(learner.predict(tasks, steps, norm), tasks.query.targets, metric))
+        outputs = learner.predict(tasks, steps, norm, one_at_a_time=one_at_a_time)
+        values.append(per_task(outputs, tasks.query.targets, metric))
     table = torch.cat(values)
     results = [summary(step, column) for step, column in enumerate(table.T)]
     return Evaluation(len(table), digest.hexdigest()[:16], results)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from headstart.swap import call_with
 from headstart.types import Params, Task
 from headstart.vectorize import count_tasks
 
@@ -14,7 +15,7 @@ from headstart.vectorize import count_tasks
 def call(learner: Any, method: str, values: Params, *args: Any) -> Any:
     """`learner.method(*args)` with `values` in place of the parameters and buffers of these names."""
     named = {f"learner.{name}": value for name, value in values.items()}
-    return torch.func.functional_call(_Method(learner, method), named, args)
+    return call_with(_Method(learner, method), named, args, {})
 
 
 def settings(learner: Any, but: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -70,7 +71,7 @@ def gradients(of: Sequence[Tensor], weights: Sequence[Tensor] | None, inputs: Pa
 
 
 class _Method(nn.Module):
-    """A module whose forward is a method of another: what `functional_call` can call."""
+    """A module whose forward is a method of another: what `call_with` can call."""
 
     def __init__(self, learner: Any, method: str):
         super().__init__()

@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 from headstart.training.functional import added, call, gradients
 from headstart.training.tracing import Traced
 from headstart.types import Params, Task
-from headstart.vectorize import count_tasks
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
@@ -42,10 +41,13 @@ class Sweep:
     def __call__(self, meta: Params, buffers: Params, tasks: Task) -> tuple[Tensor, Any, Params]:
         """Losses `[tasks]`, statistics, and the gradient of the sum of the losses."""
         leaves = _leaves(meta)
-        begin = call(self.learner, "start", leaves | buffers)
-        tensors, structure = pytree.tree_flatten(begin)
-        size = count_tasks(tasks)
-        carry = pytree.tree_unflatten([t.detach().expand(size, *t.shape).contiguous() for t in tensors], structure)
+
+        def start(task: Task) -> Carry:
+            return call(self.learner, "start", leaves | buffers, task)
+
+        with self.context():
+            tensors, structure = pytree.tree_flatten(torch.vmap(start, randomness="different")(tasks))
+        carry = pytree.tree_unflatten([t.detach().contiguous() for t in tensors], structure)
         path = []
         for _ in range(self.learner.steps - 1):
             path.append(carry)
@@ -54,7 +56,7 @@ class Sweep:
         for carry in reversed(path):
             more, cotangents = self.backwards(meta, buffers, carry, tasks, cotangents)
             total = added(total, more)
-        return losses, seen, added(total, gradients(tensors, [c.sum(0) for c in cotangents], leaves))
+        return losses, seen, added(total, gradients(tensors, cotangents, leaves))
 
     def _step(self, meta: Params, buffers: Params, carry: Carry, tasks: Task) -> Carry:
         """One inner step of every task."""

@@ -1,0 +1,54 @@
+"""Meta-SGD: the step size of every single parameter is meta-learned (Li et al. 2017).
+
+    code        paper      shape
+    rates       alpha      name -> that parameter's shape
+    inner       theta - alpha o grad L(theta)
+
+The one difference from `maml.py`: `lr` is a tensor that learns. A rate may become negative.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from headstart.algorithms.maml import MAML
+from headstart.algorithms.named import as_parameters, values_of
+from headstart.inner import SGD
+from headstart.losses import Criterion
+from headstart.types import Params
+
+
+class Rates(nn.Module):
+    """A step size for every element of `params`, all `lr` at first; called, it gives gradient descent with them."""
+
+    def __init__(self, params: Params, lr: float):
+        super().__init__()
+        self.rates = as_parameters({name: torch.full_like(p, lr) for name, p in params.items()})
+
+    def forward(self) -> SGD:
+        """The inner optimiser."""
+        return SGD(lr=values_of(self.rates))
+
+
+class MetaSGD(MAML):
+    """MAML with a meta-learned step size, and direction, for every parameter.
+
+    >>> learner = MetaSGD(nn.Linear(1, 1), nn.functional.mse_loss, lr=0.1)
+    >>> [name for name, _ in learner.named_parameters()]
+    ['model.weight', 'model.bias', 'inner.rates.weight', 'inner.rates.bias']
+
+    Args:
+        model: Any module.
+        loss: As in `MAML`.
+        lr: What every rate starts from.
+        settings: As in `MAML`, but for `inner`.
+
+    Differs: the rates start from one number; the paper draws them at random.
+
+    Reference: Li, Zhou, Chen and Li (2017), "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning".
+    """
+
+    def __init__(self, model: nn.Module, loss: Criterion, *, lr: float = 0.01, **settings: Any):
+        super().__init__(model, loss, inner=SGD(lr), **settings)
+        self.inner = Rates(self.adapted_parameters(), lr)

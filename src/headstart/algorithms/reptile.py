@@ -1,0 +1,48 @@
+"""Reptile: the meta-gradient is the way that adaptation went, backwards (Nichol, Achiam and Schulman 2018).
+
+    code         paper
+    start        phi, the initialisation
+    adapted      W, after k steps of the inner optimiser
+    gradient     phi - W
+
+There is no query set: a task's support and query examples are learned from alike. No gradient flows through the
+inner loop. The loss is a scalar whose backward pass deposits that gradient; its value is the loss after adaptation.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from headstart.adapt import adapt
+from headstart.algorithms.maml import MAML
+from headstart.layers import Seen
+from headstart.linalg import dot
+from headstart.types import Task
+
+
+class Reptile(MAML):
+    """MAML's initialisation, moved towards adapted parameters instead of along a meta-gradient.
+
+    Meta-parameters that do not adapt get no gradient, and stay.
+
+    Args:
+        model: Any module.
+        loss: As in `MAML`.
+        settings: As in `MAML`. With one step, this is joint training; five or more are usual.
+
+    Differs: each inner step learns from all examples of a task, where the released code draws minibatches of them.
+
+    Reference: Nichol, Achiam and Schulman (2018), "On First-Order Meta-Learning Algorithms", algorithm 1.
+    """
+
+    def outcome(self, task: Task) -> tuple[Tensor, Seen]:
+        """One task's loss after adaptation, its gradient replaced by the initial minus the adapted parameters."""
+        examples = pytree.tree_map(lambda *leaves: torch.cat(leaves), task.support, task.query)
+        fast, _ = self.start(task)
+        with torch.no_grad():
+            batches = self.batches(examples, self.steps)
+            adapted = adapt(self.support_loss(self.model), fast, batches, self.rule(), first_order=True)
+            value, seen = self.query_loss(adapted, Task(examples, examples))
+            backwards = {name: fast[name] - adapted[name] for name in fast}
+        towards = dot(fast, backwards)  # its gradient is `backwards`
+        return value + towards - towards.detach(), seen
