@@ -25,11 +25,13 @@ bench: .venv-bench/ready  ## us and other libraries, side by side, into benchmar
 	$(BENCH_BIN)/python -m benchmarks.speed $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.scaling $(BENCH)
 	$(BENCH_BIN)/python -m benchmarks.memory $(BENCH)
+	$(BENCH_BIN)/python -m benchmarks.implicit
 	$(BENCH_BIN)/python -m benchmarks.control
 	$(BENCH_BIN)/python -m benchmarks.report README.md
 
 results: .venv/demo  ## rebuild the results tables from docs/results/
 	$(BIN)/python -m headstart.report.tables docs/results README.md docs/results.md
+	$(BIN)/python -m headstart.report.comparisons docs/results docs/comparisons.md
 
 clean:
 	rm -rf .venv .venv-bench

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.algorithms.names import put
 from headstart.recipes import CharacterRecipe, SinusoidRecipe, SupervisedRecipe, restore
 from headstart.recipes.characters import SIZE
+from headstart.recipes.learners import ANY_WAYS
 from headstart.recipes.work import Checkpoint, trained
 from headstart.tasks.images import read_image
 from headstart.training.files import FileError, read_json, read_tensors, write_json, write_tensors
@@ -96,7 +98,7 @@ def adapt_run(
         raise InputError("An oracle is given each task's amplitude and phase and has nothing to adapt to.")
     rate = recipe.with_tuned_rate(learner, data, steps)
     if isinstance(recipe, CharacterRecipe):
-        batch, classes = _image_support(support, recipe.ways)
+        batch, classes = _image_support(support, None if recipe.learner in ANY_WAYS else recipe.ways)
     else:
         rows = _rows(support, ("x", "y"))
         batch, classes = Batch(torch.tensor([row[:1] for row in rows]), torch.tensor([row[1:] for row in rows])), ()
@@ -126,11 +128,14 @@ def load(folder: Path) -> Adapted:
     description = read_json(folder / "adapted.json")
     recipe = restore(description)
     assert isinstance(recipe, SupervisedRecipe)
-    model = recipe.model().eval()
+    learner = recipe.make_learner()
     tensors, _ = read_tensors(folder / "model.safetensors")
     try:
+        model = learner.model.eval()
+        if recipe.learner in ANY_WAYS:  # the head has a row for each class that was adapted to
+            put(model, {name: tensors[name] for name, _ in model.named_parameters()})
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         raise FileError(f"{folder / 'model.safetensors'} does not fit adapted.json: {error}") from error
     about = {k: v for k, v in description.items() if k not in ("kind", "settings", "classes")}
     return Adapted(model, recipe, tuple(description["classes"]), about)
@@ -146,13 +151,14 @@ def _check_takes_examples(run: Run) -> None:
         )
 
 
-def _image_support(folder: Path, ways: int) -> tuple[Batch, tuple[str, ...]]:
-    """Images `[examples, 1, height, width]` and class indices, from a folder of class folders."""
+def _image_support(folder: Path, ways: int | None) -> tuple[Batch, tuple[str, ...]]:
+    """Images `[examples, 1, height, width]` and class indices, from a folder of at most `ways` class folders."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give one with a sub-folder of images for each class.")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not 2 <= len(classes) <= ways:
-        raise InputError(f"{folder} has {len(classes)} class folders; this run tells 2 to {ways} classes apart.")
+    if len(classes) < 2 or (ways is not None and len(classes) > ways):
+        told = "2 or more" if ways is None else f"2 to {ways}"
+        raise InputError(f"{folder} has {len(classes)} class folders; this run tells {told} classes apart.")
     images, labels = [], []
     for label, path in enumerate(classes):
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))

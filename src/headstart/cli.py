@@ -1,4 +1,4 @@
-"""The command `headstart`: list, train, evaluate, adapt, predict, report.
+"""The command `headstart`: list, train, compare, evaluate, adapt, predict, report.
 
 Exit codes: 0 done, 1 failed at work, 2 wrong usage, 130 interrupted. Errors at work are one sentence on
 standard error; `--debug` shows where they came from.
@@ -16,11 +16,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
+import torch
 import tyro
 from platformdirs import user_cache_dir
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from headstart import adapted, recipes, terminal
+from headstart import adapted, compare_command, recipes, terminal
 from headstart.allocator import keep_memory
 from headstart.layers import Norm
 from headstart.recipes import Recipe, work
@@ -37,6 +38,8 @@ from headstart.usage import (
     check_same_settings,
     device_for,
     flag,
+    usual_recipe,
+    with_learner,
 )
 
 R = TypeVar("R", bound=Recipe[Any])
@@ -59,14 +62,8 @@ class List:
     def run(self) -> int:
         """Print them."""
         known = list(recipes.experiments().values())
-        if self.json:
-            print(json.dumps([_described(e) for e in known], indent=2))
-            return 0
-        width = max(len(e.name) for e in known)
-        for e in known:
-            numbers = ", ".join(f"{p.value:g} after {p.step}" for p in e.published)
-            published = f" (published {e.recipe.metric_name}: {numbers})" if numbers else ""
-            print(f"{e.name:<{width}}  {e.summary}{published}")
+        described = [terminal.described(e) for e in known]
+        print(json.dumps(described, indent=2) if self.json else terminal.recipes_text(known))
         return 0
 
 
@@ -94,22 +91,7 @@ class Train(Generic[R]):
 
     def run(self) -> int:
         """Train until the end or an interruption."""
-        run = Run(self.out or Path("runs") / self.recipe)
-        usual = recipes.experiment(self.recipe).recipe
-        check_named(self.settings, usual, self.recipe)
-        check_idle(self.settings, usual)
-        recipe = self.settings.smoke() if self.smoke else self.settings
-        config = work.config_of(self.recipe, recipe)
-        check_data(self.data, recipe, self.recipe)
-        device = device_for(self.device, recipe)
-        try:
-            recipe.check(device)
-        except ValueError as error:  # settings that only the network can judge, such as name patterns
-            raise UsageError(str(error)) from error
-        if run.exists:
-            if not self.resume:
-                raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
-            check_same_settings(run, config, recipe)
+        run, recipe, config, device = self.prepared()
         trainer = recipe.trainer(run, self.data, device)
         if run.resumable:
             trainer.resume()
@@ -134,6 +116,26 @@ class Train(Generic[R]):
         _log.info("Done. Next: headstart evaluate %s", run.path)
         return 0
 
+    def prepared(self) -> tuple[Run, Recipe[Any], dict[str, Any], torch.device]:
+        """Where to train what, as a recipe and as JSON, and on which device, all of it checked."""
+        run = Run(self.out or Path("runs") / self.recipe)
+        usual = usual_recipe(recipes.experiment(self.recipe).recipe, self.settings)
+        check_named(self.settings, usual, self.recipe)
+        check_idle(self.settings, usual)
+        recipe = self.settings.smoke() if self.smoke else self.settings
+        config = work.config_of(self.recipe, recipe)
+        check_data(self.data, recipe, self.recipe)
+        device = device_for(self.device, recipe)
+        try:
+            recipe.check(device)
+        except ValueError as error:  # settings that only the network can judge, such as name patterns
+            raise UsageError(str(error)) from error
+        if run.exists:
+            if not self.resume:
+                raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
+            check_same_settings(run, config, recipe)
+        return run, recipe, config, device
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -153,8 +155,12 @@ class Evaluate:
     """Support examples (per class); the recipe's unless given."""
     queries: int | None = None
     """Query examples (per class); the recipe's protocol unless given."""
+    ways: int | None = None
+    """Classes per task; the recipe's unless given. Only learners that make a head for each task take others."""
     norm: Norm | None = None
     """Batch norm's statistics: batch (of the queries, as published), support, or running; the recipe's unless given."""
+    one_at_a_time: Flag = False
+    """Predict each query as if it were the only one."""
     beside: Norm | None = None
     """A second norm, to be measured on the same tasks and reported beside the first."""
     checkpoint: work.Checkpoint = "best"
@@ -174,7 +180,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Evaluate and print."""
-        for name in ("num_tasks", "rollouts", "shots", "queries"):
+        for name in ("num_tasks", "rollouts", "ways", "shots", "queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{flag(name)} must be at least 1, got {value}.")
@@ -196,8 +202,9 @@ class Evaluate:
         config = Run(self.run_folder).config()
         recipe = recipes.restore(config)
         known = [field.name for field in fields(recipe.conditions)]
-        names = ("num_tasks", "steps", "rollouts", "budget", "shots", "queries", "norm", "protocol", "seed")
+        names = ("num_tasks", "steps", "rollouts", "budget", "ways", "shots", "queries", "norm", "protocol", "seed")
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        asked |= {"one_at_a_time": True} if self.one_at_a_time else {}
         wrong = [name for name in asked if name not in known]
         wrong += ["beside"] if self.beside is not None and "norm" not in known else []
         if wrong:
@@ -280,7 +287,7 @@ class Report:
     """Write a page with tables and figures of one or several runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs; those of one problem by different methods, such as pretrained and oracle, are drawn together."""
+    """Folders of runs, drawn together where of one problem, such as MAML, pretrained and oracle; or of comparisons."""
     out: Path
     """Folder for the page."""
     data: Path | None = None
@@ -301,6 +308,7 @@ class Report:
 COMMANDS: dict[str, Any] = {
     "list": List,
     "train": Train,
+    "compare": compare_command.Compare,
     "evaluate": Evaluate,
     "adapt": Adapt,
     "predict": Predict,
@@ -338,6 +346,8 @@ def _parsed(arguments: list[str]) -> Any:
     name = arguments[0] if arguments else "--help"
     if name == "train":
         return _parsed_train(arguments[1:])
+    if name == "compare":
+        return compare_command.parsed(arguments[1:], _parsed_train)
     if name in COMMANDS:
         return tyro.cli(COMMANDS[name], args=arguments[1:], prog=f"headstart {name}")
     if name not in ("-h", "--help"):
@@ -364,6 +374,8 @@ def _parsed_train(arguments: list[str]) -> Any:
         recipe = recipes.experiment(name).recipe
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if isinstance(recipe, recipes.SupervisedRecipe):
+        recipe = with_learner(recipe, arguments[1:])
     return tyro.cli(
         Train[type(recipe)],
         default=Train(recipe=name, settings=recipe),
@@ -371,10 +383,3 @@ def _parsed_train(arguments: list[str]) -> Any:
         prog=f"headstart train {name}",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-
-
-def _described(e: recipes.Experiment) -> dict[str, Any]:
-    settings = {field.name: getattr(e.recipe, field.name) for field in fields(e.recipe)}
-    published = [p._asdict() for p in e.published]
-    metric = e.recipe.metric_name
-    return {"recipe": e.name, "summary": e.summary, "metric": metric, "published": published, "settings": settings}

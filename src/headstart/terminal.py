@@ -2,12 +2,15 @@
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from tqdm import tqdm
 
+from headstart.recipes import Experiment
+from headstart.report import comparisons
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer
 from headstart.types import Metrics
@@ -76,8 +79,10 @@ def _summary_writer(run: Run) -> Any:
 
 
 _CONDITIONS = {
+    "ways": "{} ways",
     "shots": "{} shots",
     "queries": "{} queries",
+    "one_at_a_time": "one query at a time",
     "norm": "norm {}",
     "rollouts": "{} rollouts per step",
     "budget": "budget {}",
@@ -85,6 +90,35 @@ _CONDITIONS = {
     "inner_lr_later": "later {:g}",
 }
 """Conditions of an evaluation, in words; each kind of recipe has some of them."""
+
+
+def described(e: Experiment) -> dict[str, Any]:
+    """A recipe as JSON values."""
+    settings = {field.name: getattr(e.recipe, field.name) for field in fields(e.recipe)}
+    published = [p._asdict() for p in e.published]
+    metric = e.recipe.metric_name
+    return {"recipe": e.name, "summary": e.summary, "metric": metric, "published": published, "settings": settings}
+
+
+def recipes_text(known: Sequence[Experiment]) -> str:
+    """A line for each recipe, with the published numbers."""
+    width, lines = max(len(e.name) for e in known), []
+    for e in known:
+        numbers = ", ".join(f"{p.value:g} after {p.step}" for p in e.published)
+        published = f" (published {e.recipe.metric_name}: {numbers})" if numbers else ""
+        lines.append(f"{e.name:<{width}}  {e.summary}{published}")
+    return "\n".join(lines)
+
+
+def comparison_text(content: dict[str, Any]) -> str:
+    """A comparison as a table, a row per learner, best first."""
+    compared = comparisons.from_content(content, "")
+    table = comparisons.table(compared, notes=False)
+    rows = [list(table.headings), *(list(row) for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{row[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
+    failed = [f"{entry.learner}: {entry.error}" for entry in compared.entries if entry.error]
+    return "\n".join([comparisons.headline(compared), *lines, *failed])
 
 
 def evaluation_text(result: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from headstart.recipes import Recipe, restore
+from headstart.recipes import Recipe, SupervisedRecipe, restore
+from headstart.recipes.learners import LEARNERS, LearnerName
 from headstart.training.run import Run
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -15,6 +17,25 @@ Device = Literal["auto", "cpu", "cuda"]
 
 class UsageError(ValueError):
     """The command was called in a way that cannot work."""
+
+
+def with_learner(recipe: SupervisedRecipe, arguments: list[str]) -> SupervisedRecipe:
+    """The recipe for the learner that `arguments` name: what is usual for it are then the defaults."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--learner=")]
+    given += [after for flag, after in pairwise(arguments) if flag == "--learner"]
+    if not given or given[-1] not in LEARNERS:  # which tyro refuses
+        return recipe
+    try:
+        return recipe.with_learner(cast(LearnerName, given[-1]))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def usual_recipe(recipe: Recipe[Any], settings: Recipe[Any]) -> Recipe[Any]:
+    """The recipe as it is for the learner of `settings`."""
+    if isinstance(recipe, SupervisedRecipe) and isinstance(settings, SupervisedRecipe):
+        return recipe.with_learner(settings.learner)
+    return recipe
 
 
 def check_idle(settings: Recipe[Any], usual: Recipe[Any]) -> None:

@@ -308,7 +308,7 @@ def test_patterns_that_match_nothing(patterns, match):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: MAML(network(), F.mse_loss, norm="layer"), "norm must be one of batch, support, running, .*, got 'layer'"),
+        (lambda: MAML(network(), F.mse_loss, norm="layer"), "norm must be one of batch, support, .*, got 'layer'"),
         (
             lambda: MAML(network(), F.mse_loss, vectorize="pmap"),
             "vectorize must be one of auto, vmap, loop, got 'pmap'",

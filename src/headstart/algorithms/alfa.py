@@ -78,7 +78,9 @@ class ALFA(MAML):
         steps: As in `MAML`; at least 1.
         settings: As in `MAML`, but for `inner`.
 
-    Differs: the network's outputs are factors 1 + h(tau) with h zero at first, so that training starts from MAML.
+    Differs: the network's outputs are factors 1 + h(tau) with h zero at first, so that training starts from MAML; the
+    released code has an ordinary initialisation, and decays that start from a weight decay times the step size. Outer
+    gradients pass through tau, where it holds gradients constant.
 
     Reference: Baik, Choi, Choi, Kim and Lee (2020), "Meta-Learning with Adaptive Hyperparameters".
     """

@@ -26,7 +26,7 @@ class ANIL(MAML):
         model: Any module.
         loss: As in `MAML`.
         head: Name patterns of the parameters that adapt; None for those of the last linear layer.
-        settings: As in `MAML`.
+        settings: As in `MAML`, but for `adapt_only`.
 
     Reference: Raghu, Raghu, Bengio and Vinyals (2020), "Rapid Learning or Feature Reuse?".
     """

@@ -1,10 +1,12 @@
 """CAVIA: only a context vector adapts, from zero in every task (Zintgraf et al. 2019); the paper's context vector.
 
-    code                     CAVIA      Finn et al. 2017, appendix B
+    code                     CAVIA      Finn et al. 2017, appendix C.2
     the context parameter    phi        z, appended to the network's input
     all the rest             theta      theta
 
-The difference from MAML with `adapt_only`: where the context starts is not learned, but zero.
+The difference from MAML with `adapt_only`: where the context starts is not learned, but zero. Finn et al. learn it too:
+that is `MAML(model, loss, adapt_only="*context")`. What a start adds to the first layer, that layer's bias can add, so
+that both can express the same.
 """
 
 from collections.abc import Sequence

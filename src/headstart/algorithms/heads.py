@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from headstart import layers
 from headstart.algorithms.maml import MAML
@@ -23,7 +22,8 @@ from headstart.types import Batch, Params, Task
 class TaskHead(MAML):
     """MAML whose head is made for each task: the interface of learners for any number of classes.
 
-    Adaptation and prediction count a task's classes in its support labels, 0 to ways - 1.
+    Adaptation and prediction count a task's classes in its support labels, 0 to ways - 1. The tasks of a meta-batch
+    have the same number of them.
 
     Args:
         model: A module whose outputs a linear layer makes.
@@ -82,8 +82,7 @@ class TaskHead(MAML):
     def _counted(self, tasks: Task | Sequence[Task], ways: int | None = None) -> Iterator[None]:
         """The number of classes known, which `vmap` must not ask for."""
         if ways is None:
-            labels = pytree.tree_leaves([t.support.targets for t in ([tasks] if isinstance(tasks, Task) else tasks)])
-            ways = 1 + max(int(label.max()) for label in labels)
+            ways = _count_ways(tasks)
         before, self._present = self._present, ways
         try:
             yield
@@ -95,6 +94,32 @@ class TaskHead(MAML):
         """Classes of the tasks at hand."""
         assert self._present is not None
         return self._present
+
+
+def _count_ways(tasks: Task | Sequence[Task]) -> int:
+    """Classes of each of `tasks`, by their support labels.
+
+    Raises:
+        ValueError: They differ, or a label has no support example.
+    """
+    if isinstance(tasks, Task):
+        labels = tasks.support.targets
+        single = list(labels) if labels.dim() > 1 else [labels]
+    else:
+        single = [task.support.targets for task in tasks]
+    found = [labels.unique().tolist() for labels in single]
+    for labels in found:
+        if labels != list(range(len(labels))):
+            raise ValueError(
+                f"A head is made from the support labels: give 0 to ways - 1, with an example of each; got {labels}."
+            )
+    counts = sorted({len(labels) for labels in found})
+    if len(counts) > 1:
+        raise ValueError(
+            f"The tasks of one meta-batch must have the same number of classes, got {counts}: their outputs differ in "
+            "size. Give those of each number by themselves."
+        )
+    return counts[0]
 
 
 def head_inputs(model: nn.Module, head: str, params: Params, inputs: Any, norm: Norm) -> Tensor:

@@ -38,6 +38,9 @@ class IMAML(MAML):
     Raises:
         ValueError: `strength` is not positive, or there is no solver step.
 
+    Differs: the pull is part of every inner step, where the released code takes plain steps and one pull at the end,
+    and regularises the solve further.
+
     Reference: Rajeswaran, Finn, Kakade and Levine (2019), "Meta-Learning with Implicit Gradients", algorithm 2.
     """
 

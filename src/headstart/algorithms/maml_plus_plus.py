@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.adapt import trajectory
 from headstart.algorithms.maml import MAML
@@ -27,7 +27,7 @@ from headstart.losses import Criterion
 from headstart.types import Batch, Params, Task
 
 FLOOR = 0.03
-"""Smallest weight of a step's loss, in parts of an equal share, as in the released code."""
+"""Smallest weight of a step's loss while there is one, in parts of an equal share, as in the released code."""
 
 
 class StepRates(nn.Module):
@@ -58,9 +58,9 @@ class MAMLPlusPlus(MAML):
         steps: As in `MAML`; at least 1.
         step_rates: Learn a step size for each tensor and step.
         multi_step_loss: Meta-updates over which the meta-loss goes from the mean of the query losses after every
-            step to that after the last; 0 for the last one only, from the beginning.
+            step to that after the last, which is the meta-loss from then on; 0 for it from the beginning.
         first_order_until: Meta-updates with first-order gradients, before those of second order.
-        step_norms: Give batch norm a shift, and scale if it has one, for each step.
+        step_norms: Give batch norm, where there is any, a shift, and scale if it has one, for each step.
         adapt_only: As in `MAML`; with `step_norms` parameters of batch norm never adapt.
         settings: As in `MAML`, but for `inner` and `first_order`.
 
@@ -98,12 +98,12 @@ class MAMLPlusPlus(MAML):
         self.multi_step_loss, self.first_order_until = multi_step_loss, first_order_until
         self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
         # Of the learner that is loaded, which may be a copy of this one.
-        self.register_load_state_dict_post_hook(lambda learner, _: learner._set_order())
-        self._set_order()
+        self.register_load_state_dict_post_hook(lambda learner, _: learner._set_phase())
+        self._set_phase()
 
     def outcome(self, task: Task) -> tuple[Tensor, Seen]:
         """One task's weighted query losses after every step; the batch norms' statistics are the last one's."""
-        if not self.multi_step_loss:
+        if not (self.annealing and self.training):
             return super().outcome(task)
         fast, _ = self.start(task)
         support_loss, batches = self.support_loss(self.model), self.batches(task.support, self.steps)
@@ -114,7 +114,10 @@ class MAMLPlusPlus(MAML):
         return (self.weights().to(losses) * losses).sum(), results[-1][1]
 
     def weights(self) -> Tensor:
-        """Weight of the query loss after each step, `[steps]`: of sum 1, equal at first, the last one's growing."""
+        """Weight of the query loss after each step, `[steps]`: of sum 1, equal at first, the last one's growing.
+
+        After `multi_step_loss` meta-updates these are not used any more, but the last step's loss alone.
+        """
         share = 1 / self.steps
         done = (self.updates / max(self.multi_step_loss, 1)).clamp(max=1)
         others = (share * (1 - done)).clamp(min=FLOOR * share).to(torch.float32)
@@ -136,17 +139,19 @@ class MAMLPlusPlus(MAML):
         super().keep_statistics(seen)
         if self.training:
             self.updates += 1
-            self._set_order()
+            self._set_phase()
 
-    def _set_order(self) -> None:
-        self.first_order = float(self.updates) < self.first_order_until
+    def _set_phase(self) -> None:
+        """What a compiled graph holds constant, and is made anew for."""
+        updates = float(self.updates)
+        self.first_order, self.annealing = updates < self.first_order_until, updates < self.multi_step_loss
 
 
 def _norm_parameters(model: nn.Module) -> Params:
-    """Trained parameters of batch norms (and what derives from them), by name."""
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, _NormBase)]
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {name: p for name, p in named.items() if name.rpartition(".")[0] in layers}
+    """Trained shifts and scales of batch norms, by name."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    kinds = {f"{layer}.{kind}".removeprefix(".") for layer in layers for kind in ("weight", "bias")}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and name in kinds}
 
 
 def _check(steps: int, multi_step_loss: int, first_order_until: int) -> None:

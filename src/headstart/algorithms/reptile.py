@@ -30,9 +30,11 @@ class Reptile(MAML):
         loss: As in `MAML`.
         settings: As in `MAML`. With one step, this is joint training; five or more are usual.
 
-    Differs: each inner step learns from all examples of a task, where the released code draws minibatches of them.
+    Differs: each inner step learns from all examples of a task, where the released code draws minibatches of them; and
+    the meta-optimiser is whatever the learner is given to (Adam, in the recipes), where the released code moves the
+    initialisation by a share of the gradient that is annealed to zero.
 
-    Reference: Nichol, Achiam and Schulman (2018), "On First-Order Meta-Learning Algorithms", algorithm 1.
+    Reference: Nichol, Achiam and Schulman (2018), "On First-Order Meta-Learning Algorithms", in batches of tasks.
     """
 
     def outcome(self, task: Task) -> tuple[Tensor, Seen]:

@@ -5,6 +5,11 @@
     weight         w repeated, [ways, features]
 
 With one start for all classes a permutation of the labels changes nothing, and there may be any number of them.
+
+Under a softmax cross-entropy the two are one: a row that all classes share adds the same to all of their outputs, which
+softmax takes out again, at every inner step. The row then has no gradient, and what is learned is the body. They
+differ under other losses (a sigmoid for each class), with weight decay, and for a model whose shared row is read.
+In the first inner step either moves the head alone: for the body to adapt there must be more.
 """
 
 from torch import Tensor, nn

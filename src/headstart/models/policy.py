@@ -84,7 +84,7 @@ class GaussianPolicy(nn.Module):
         activation: `"relu"` as in the paper, or `"tanh"`.
         initial_std: Standard deviation at the start.
         min_std: The standard deviation used is never below this.
-        context: Numbers appended to every observation, parameters at zero (the paper's appendix B: only they
+        context: Numbers appended to every observation, parameters at zero (the paper's appendix C.2: only they
             adapt then, by `adapt_only="context"`); 0 for none.
     """
 

@@ -4,7 +4,6 @@ Step sizes are for the mean cross-entropy. The released code divides the summed 
 not of examples, so that its loss is `ways` times as large: its 0.4 (5-way) and 0.1 (20-way) are both 2.0 here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +26,9 @@ from headstart.types import Task
 SIZE = 28
 """Height and width of the images, in pixels."""
 
+MLP_NORMS = (1, 4, 7, 10)
+"""Where the fully connected network's body has its norms."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterRecipe(SupervisedRecipe):
@@ -43,21 +45,32 @@ class CharacterRecipe(SupervisedRecipe):
     filters: int = 64
     """Filters per convolution."""
     normalizer: Normalizer = "batch"
-    """Normaliser after each layer; where batch norm and TaskNorm take their statistics from is the setting norm."""
+    """Normaliser after each layer; the setting norm says where batch norm and TaskNorm (task-...) take statistics from,
+    and for TaskNorm as published that is the support set."""
     glyph_classes: int = 1100
     """Generated characters to train on."""
 
     kind: ClassVar[str] = "characters"
-    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {
-        "cavia": {"context_size": 100},  # Zintgraf et al. 2019, section 4.3
-        "film": {"adapter_layers": ("body.*.1", "head")},  # after the norms, which would undo it
-        "maml++": {"steps": 3, "schedule": "cosine"},
-        "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
-        "reptile": {"steps": 5, "adapt_only": ("*",)},  # what does not adapt would never be learned
-        "imaml": {"steps": 5, "inner_lr": 1.0, "strength": 0.4},  # of the mean loss: a fifth of the paper's 2.0
-    }
     named: ClassVar[tuple[str, ...]] = ("dataset",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
+
+    def usual(self, learner: LearnerName) -> dict[str, Any]:
+        """As MAML, but for these; evaluation takes no fewer steps than training."""
+        steps = {"maml++": max(self.steps, 3), "reptile": 5, "imaml": 8}.get(learner)
+        found: dict[str, Any] = {}
+        if steps is not None:
+            evaluated = max(steps, self.eval_steps)
+            found = {"steps": steps, "eval_steps": evaluated, "select_step": evaluated}
+        norms = tuple(f"body.{i}" for i in MLP_NORMS) if self.network == "mlp" else ("body.*.1",)
+        special: dict[LearnerName, dict[str, Any]] = {
+            "cavia": {"context_size": 100, "inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.3
+            "film": {"adapter_layers": (*norms, "head")},  # after the norms, which would undo it
+            "maml++": {"schedule": "cosine"},
+            "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
+            "reptile": {"adapt_only": ("*",)},  # what does not adapt would never be learned
+            "imaml": {"inner_lr": 0.2},  # with the pull of 2.0 as the paper's 16 steps of 0.1
+        }
+        return found | special.get(learner, {})
 
     def model(self) -> nn.Module:
         """The network by its name; for CAVIA with a context that scales and shifts the third layer's channels."""
@@ -191,6 +204,5 @@ def _twenty_way(shots: int) -> CharacterRecipe:
 
 
 def _without_convolutions(recipe: CharacterRecipe) -> CharacterRecipe:
-    # body.{1,4,7,10} are the batch norms of the fully connected network.
-    shifts = tuple(f"!body.{i}.bias" for i in (1, 4, 7, 10))
+    shifts = tuple(f"!body.{i}.bias" for i in MLP_NORMS)
     return replace(recipe, network="mlp", adapt_only=("*", *shifts))

@@ -130,7 +130,9 @@ def check(recipe: Any) -> None:
     if name not in _REGISTER:
         raise ValueError(f"learner must be one of {', '.join(LEARNERS)}, got {name!r}.")
     if _REGISTER[name].learned_rule and (recipe.inner != "sgd" or recipe.tune_inner_lr):
-        raise ValueError(f"The learner {name} learns its step sizes: leave inner at sgd, and tune_inner_lr empty.")
+        raise ValueError(
+            f"The learner {name} makes its own inner optimiser: leave inner at sgd, and tune_inner_lr empty."
+        )
     if name in ANY_WAYS and recipe.metric_name != "accuracy":
         raise ValueError(f"The learner {name} makes a head with a row per class; for regression choose another.")
     if name == "reptile" and recipe.steps < 1:

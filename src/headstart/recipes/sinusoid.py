@@ -4,7 +4,6 @@ Differs: the pretrained and the oracle network learn from 10 points of each wave
 the released code trains them on the support points.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,13 +31,19 @@ class SinusoidRecipe(SupervisedRecipe):
     """Give the network amplitude and phase as inputs: the bound that adaptation is compared with."""
 
     kind: ClassVar[str] = "sinusoid"
-    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {
-        "cavia": {"inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.1
-        "maml++": {"steps": 5, "schedule": "cosine"},
-        "reptile": {"steps": 8, "inner_lr": 0.02},
-        "imaml": {"steps": 16},
-    }
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "mse"
+
+    def usual(self, learner: LearnerName) -> dict[str, Any]:
+        """As MAML, but for these; each is chosen on validation tasks after its own number of steps."""
+        steps = {"maml++": 5, "reptile": 8, "imaml": 16}.get(learner)
+        found: dict[str, Any] = {} if steps is None else {"steps": steps, "select_step": steps}
+        special: dict[LearnerName, dict[str, Any]] = {
+            "cavia": {"inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.1
+            "maml++": {"schedule": "cosine"},
+            "reptile": {"inner_lr": 0.02},
+            "imaml": {"eval_steps": 16},
+        }
+        return found | special.get(learner, {})
 
     def model(self) -> nn.Module:
         """The fully connected network; for CAVIA with a context vector among its inputs."""

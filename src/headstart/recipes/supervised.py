@@ -64,7 +64,7 @@ class SupervisedRecipe(Recipe[MAML]):
     inner: Literal["sgd", "momentum", "adam"] = "sgd"
     """Inner optimiser."""
     learner: LearnerName = "maml"
-    """Algorithm: MAML or one of its successors, see docs/algorithms.md."""
+    """Algorithm: MAML or one of its successors, see docs/algorithms/index.md."""
     first_order: bool = False
     """Treat inner gradients as constants (first-order MAML)."""
     adapt_only: tuple[str, ...] = ("*",)
@@ -105,8 +105,6 @@ class SupervisedRecipe(Recipe[MAML]):
     """LoRA and FiLM: name patterns of the layers that are given parts that adapt."""
 
     conditions: ClassVar[type[Any]] = Conditions
-    presets: ClassVar[Mapping[LearnerName, Mapping[str, Any]]] = {}
-    """Settings with which a learner is usually used on such a problem, where they differ from MAML's."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,7 +165,11 @@ class SupervisedRecipe(Recipe[MAML]):
 
     def with_learner(self, learner: LearnerName) -> Self:
         """The same work for another learner, with the settings usual for that one."""
-        return replace(self, learner=learner, **self.presets.get(learner, {}))
+        return replace(self, learner=learner, **self.usual(learner))
+
+    def usual(self, learner: LearnerName) -> dict[str, Any]:
+        """Settings with which a learner is usually used on such a problem, where they differ from MAML's."""
+        return {}
 
     @property
     def idle(self) -> dict[str, str]:

@@ -20,7 +20,8 @@ def write_report(runs: Sequence[Run], out: Path, data: Path | None = None) -> Pa
     """The path of `index.html`, one self-contained page about `runs`; its figures lie beside it as PNG files.
 
     Args:
-        runs: Run folders. Those of one problem are drawn together: MAML, pretrained, random and oracle.
+        runs: Run folders. Those of one problem are drawn together: MAML, pretrained, random and oracle. A folder
+            that `headstart compare` wrote is a section of its own, its runs are not shown one by one.
         out: Folder to write to; made if it is not there.
         data: Folder of data sets, for the examples of a run on real data; HEADSTART_DATA unless given.
 

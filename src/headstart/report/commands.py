@@ -30,7 +30,7 @@ def evaluate_command(record: RunRecord, result: Result | None = None) -> str:
     if not result.sampled:  # the data set's own tasks: their sizes are not for choosing
         told |= {name: usual[name] for name in ("num_tasks", "shots", "queries", "seed")}
     for name, value in usual.items():
-        if told[name] != value:
+        if told.get(name, value) != value:  # what an evaluation does not name is as usual
             words += _option(name, told[name])
     return shlex.join(words)
 

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from headstart.report import (
     character_grids,
+    comparison_figures,
+    comparisons,
     filmstrips,
     learning_curves,
     navigation_paths,
@@ -22,6 +24,7 @@ from headstart.report import (
     words,
 )
 from headstart.report.commands import commands, evaluate_command, train_command
+from headstart.report.comparisons import Compared
 from headstart.report.picture import LOOKS, Look, Picture
 from headstart.report.records import RunRecord, read_records
 from headstart.training.files import write_atomically
@@ -44,6 +47,9 @@ class Section(NamedTuple):
     title: str
     figures: list[Figure]
     notes: list[str]
+    table: comparisons.Table | None = None
+    caption: str = ""
+    """Of the table."""
 
     @property
     def anchor(self) -> str:
@@ -55,12 +61,14 @@ def write_page(runs: Sequence[Run], out: Path, data: Path | None) -> Path:
     """The path of `index.html`; see `headstart.report.write_report`."""
     if not runs:
         raise ValueError("There is nothing to report: give at least one run folder.")
-    records = read_records(runs)
-    sections = _sections(records, out, data)
+    records = read_records([run for run in runs if not comparisons.is_comparison(run.path)])
+    compared = [comparisons.read(run.path) for run in runs if comparisons.is_comparison(run.path)]
+    sections = [*(_comparison(found, out) for found in compared), *_sections(records, out, data)]
     evaluated = [(record, result) for record in records for result in record.results]
     drawn = {figure.picture.name for section in sections for figure in section.figures}
     page = _template().render(
         records=records,
+        counted=" and ".join(_counted(len(records), len(compared))),
         blocks=tables.blocks(records),
         unevaluated=[(record.label, evaluate_command(record)) for record in records if not record.results],
         table_commands=commands((record for record, _ in evaluated), evaluated),
@@ -93,6 +101,19 @@ def _sections(records: Sequence[RunRecord], out: Path, data: Path | None) -> lis
         ),
         Section("Learning curves", [_figure(p, out) for p in learning], []),
     ]
+
+
+def _comparison(compared: Compared, out: Path) -> Section:
+    figures = [_figure(picture, out) for picture in comparison_figures.pictures(compared)]
+    notes = [comparisons.explanation(compared), f"Measured with {words.machine(compared.environment)}."]
+    title = f"Comparison: {compared.label}"
+    return Section(title, figures, notes, comparisons.table(compared), comparisons.headline(compared))
+
+
+def _counted(runs: int, compared: int) -> list[str]:
+    """How much of each there is on the page."""
+    numbers = ((runs, "run"), (compared, "comparison"))
+    return [words.counted(count, what) for count, what in numbers if count]
 
 
 def _without_examples(records: Sequence[RunRecord], kind: str) -> list[str]:

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from headstart.report.records import CONTEXT, FIRST_ORDER, MAML, ORACLE, PRETRAINED, RANDOM
+from headstart.report.records import AVERAGE, CONTEXT, FIRST_ORDER, MAML, ORACLE, PRETRAINED, RANDOM, SUCCESSOR
 
 _DPI = 200
 _COLOURS = 128  # of the PNG palette: curves need no more, and files are a third as large
@@ -23,11 +23,22 @@ METHODS = {
     MAML: ("#0072B2", "#56B4E9"),
     FIRST_ORDER: ("#A8558A", "#E39CC4"),
     CONTEXT: ("#8A7400", "#DCC24A"),
+    SUCCESSOR: ("#3B8EA5", "#7FD0E6"),
     PRETRAINED: ("#C65300", "#F08C3C"),
+    AVERAGE: ("#9C4F2E", "#D99A7A"),
     RANDOM: ("#6B737E", "#A9B1BC"),
     ORACLE: ("#00805C", "#35C99F"),
 }
-_MARKERS = {MAML: "o", FIRST_ORDER: "D", CONTEXT: "v", PRETRAINED: "s", RANDOM: "^", ORACLE: ""}
+_MARKERS = {
+    MAML: "o",
+    FIRST_ORDER: "D",
+    CONTEXT: "v",
+    SUCCESSOR: "P",
+    PRETRAINED: "s",
+    AVERAGE: "X",
+    RANDOM: "^",
+    ORACLE: "",
+}
 
 
 class Look(NamedTuple):

@@ -14,6 +14,7 @@ from headstart.training.run import Run
 
 MAML, FIRST_ORDER, PRETRAINED, ORACLE = "MAML", "first-order MAML", "pretrained", "oracle"
 CONTEXT, RANDOM = "context vector", "random"
+AVERAGE, SUCCESSOR = "parameter average", "another learner"
 
 
 class Result(NamedTuple):
@@ -68,11 +69,16 @@ class RunRecord:
             return ORACLE
         if self.settings.get("iterations") == 0:
             return RANDOM
-        if self.settings.get("context"):
+        if self.kind == "averaged-sinusoid":
+            return AVERAGE
+        learner = self.settings.get("learner", "maml")
+        if self.settings.get("context") or learner == "cavia":
             return CONTEXT
+        if learner not in ("maml", "fomaml"):
+            return SUCCESSOR
         if self.settings.get("steps") == 0:
             return PRETRAINED
-        return FIRST_ORDER if self.settings.get("first_order") else MAML
+        return FIRST_ORDER if self.settings.get("first_order") or learner == "fomaml" else MAML
 
     @property
     def checkpoint(self) -> Checkpoint | None:

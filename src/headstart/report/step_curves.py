@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 def error_pictures(records: Sequence[RunRecord]) -> list[Picture]:
     """One figure of the errors of all regression runs that were evaluated: a panel per number of shots."""
-    drawn = _error_panels([record for record in records if record.kind == "sinusoid"])
+    drawn = _error_panels([record for record in records if "sinusoid" in record.kind])
     return [_error_picture(drawn)] if drawn else []
 
 

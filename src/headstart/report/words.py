@@ -1,6 +1,7 @@
 """How numbers and conditions are put into words, the same everywhere."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from headstart.report.records import Result, RunRecord, changed_settings, is_smoke
@@ -99,7 +100,7 @@ def trained_as(record: RunRecord) -> str:
     """
     ignored = ("chunk_size", "mode", "recompute", "threads", "log_every", "checkpoint_every")
     changed = {name: v for name, v in changed_settings(record).items() if not name.startswith("eval_")}
-    changes = [f"{name} {_setting(v)}" for name, v in changed.items() if name not in ignored]
+    changes = [f"{name} {setting(v)}" for name, v in changed.items() if name not in ignored]
     changes = ["smoke size"] if is_smoke(record) else changes
     folder = [] if record.label == record.recipe else [record.label]
     return f"{record.recipe} ({', '.join([*folder, *changes])})" if folder or changes else record.recipe
@@ -114,11 +115,12 @@ def conditions(record: RunRecord, result: Result) -> list[str]:
         counting = " by time steps" if told["budget"] == "steps" else ""
         parts = [counted(told["rollouts"], "rollout") + counting + (" per inner step" if sizes else "")]
         return [*parts, f"step size {sizes}"] if sizes else parts
-    ways = record.settings.get("ways")
+    ways = told.get("ways", record.settings.get("ways"))
     examples = f"{ways}-way {told['shots']}-shot" if ways else counted(told["shots"], "point")
     if not result.sampled:
         examples = "Omniglot's own 20 one-shot runs"
     parts = [examples, counted(told["queries"], "query", "queries") + (" per class" if ways else "")]
+    parts += ["one at a time"] if told.get("one_at_a_time") else []
     return [*parts, str(_NORMS.get(told["norm"], told["norm"]))] if result.metric == "accuracy" else parts
 
 
@@ -156,7 +158,11 @@ def progress(record: RunRecord) -> str:
 
 def environment(record: RunRecord) -> str:
     """Versions and machine of the run."""
-    found = record.environment
+    return machine(record.environment)
+
+
+def machine(found: Mapping[str, Any]) -> str:
+    """Versions and machine, from an `environment.json`."""
     parts = [
         f"PyTorch {found['torch']}" if "torch" in found else "",
         f"Python {found['python']}" if "python" in found else "",
@@ -195,7 +201,12 @@ def _minus(text: str) -> str:
     return "−" + text[1:] if text.startswith("-") else text
 
 
-def _setting(content: Any) -> str:
+def setting(content: Any) -> str:
+    """The value of a setting.
+
+    >>> setting((0.1, 0.2)), setting(70_000), setting(None)
+    ('0.1 0.2', '70,000', 'None')
+    """
     if isinstance(content, (list, tuple)):
         return " ".join(map(str, content))
     return f"{content:,}" if isinstance(content, int) and not isinstance(content, bool) else str(content)

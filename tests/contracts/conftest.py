@@ -1,0 +1,3 @@
+from training.conftest import recorded
+
+__all__ = ["recorded"]
