@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils import _pytree as pytree
 
 from headstart.exact import Exact, Statistics, batch_statistics, moments, pooled, widened
 from headstart.swap import call_with
@@ -69,7 +70,9 @@ def run(
     return outputs, policy.seen
 
 
-def predict(module: nn.Module, params: Params, inputs: Any, *, norm: Norm, support: Any = None) -> tuple[Any, Seen]:
+def predict(
+    module: nn.Module, params: Params, inputs: Any, *, norm: Norm, support: Any = None, one_at_a_time: bool = False
+) -> tuple[Any, Seen]:
     """Outputs for query `inputs` under a norm policy, and the statistics used.
 
     Args:
@@ -79,11 +82,17 @@ def predict(module: nn.Module, params: Params, inputs: Any, *, norm: Norm, suppo
         norm: See `Norm`.
         support: The support set's inputs; needed by `"support"` and `"support+query"` where the module has a
             batch norm.
+        one_at_a_time: Predict each query as if it were the only one; then no statistics are returned.
     """
     given = None
     if norm in ("support", "support+query"):
         given = run(module, params, support)[1] if has_batch_norm(module) else {}
-    return run(module, params, inputs, norm=norm, given=given)
+    if not one_at_a_time:
+        return run(module, params, inputs, norm=norm, given=given)
+    count = len(pytree.tree_leaves(inputs)[0])
+    alone = [pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], inputs) for i in range(count)]
+    outputs = [run(module, params, query, norm=norm, given=given)[0] for query in alone]
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *outputs), {}
 
 
 def has_batch_norm(module: nn.Module) -> bool:

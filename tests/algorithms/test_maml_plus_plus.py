@@ -114,12 +114,12 @@ def test_every_step_has_its_own_norm():
 
 
 @pytest.mark.parametrize("normalizer", ["batch", "task-layer"])
-def test_norms_of_any_shape_are_kept_by_step(normalizer):
-    """The paper's have a shift alone, TaskNorm scalars besides."""
+def test_the_shifts_of_batch_norms_are_kept_by_step(normalizer):
+    """The paper's have a shift alone. How TaskNorm pools its statistics is the same at every step."""
     learner = MAMLPlusPlus(MLP(2, 1, (4,), normalizer=normalizer).double(), F.mse_loss, steps=2)
     (support, query) = unstack(tasks_of())[0]
     assert {n.partition(".")[2]: p.shape[1:] for n, p in learner.norms.named_parameters(prefix="norms")} == {
-        n.replace(".", "/"): p.shape for n, p in learner.model.named_parameters() if n.startswith("body.1.")
+        n.replace(".", "/"): p.shape for n, p in learner.model.named_parameters() if n == "body.1.bias"
     }
     adapted = learner.adapt(support)
     assert_close(adapted(query.inputs).detach(), learner.predict([Task(support, query)])[0, -1])
@@ -144,3 +144,15 @@ def test_a_loaded_copy_is_at_its_own_place_in_the_schedules():
 def test_what_makes_no_sense_is_refused(settings, told):
     with pytest.raises(ValueError, match=told):
         MAMLPlusPlus(normed(), F.mse_loss, **settings)
+
+
+def test_after_the_annealing_and_in_evaluation_the_last_loss_counts_alone():
+    tasks = tasks_of()
+    learner = MAMLPlusPlus(network(), F.mse_loss, lr=0.1, steps=3, multi_step_loss=2, step_norms=False)
+    plain = MAML(network(), F.mse_loss, inner=SGD(0.1), steps=3)
+    expected = plain(tasks)
+    assert_close(learner.eval()(tasks), expected)
+    learner.train()
+    for annealing in (True, True, False, False):
+        assert learner.annealing is annealing
+        assert torch.isclose(learner(tasks), expected) != annealing  # each call counts a meta-update

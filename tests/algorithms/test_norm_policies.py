@@ -129,3 +129,28 @@ def test_spectral_norm_leaves_its_vectors_alone():
     learner(tasks_of()).backward()
     learner.eval()(tasks_of())
     assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def alone(learner: MAML, tasks: Task, norm: str) -> torch.Tensor:
+    """Predictions of tasks that have one query each, put together again."""
+    count = tasks.query.inputs.shape[1]
+    single = [
+        Task(tasks.support, Batch(tasks.query.inputs[:, i : i + 1], tasks.query.targets[:, i : i + 1]))
+        for i in range(count)
+    ]
+    return torch.cat([learner.predict(one, norm=norm) for one in single], dim=2)
+
+
+@pytest.mark.parametrize("vectorize", ["vmap", "loop"])
+@pytest.mark.parametrize(("norm", "transductive"), [("batch", True), ("support", False), ("support+query", False)])
+def test_one_query_at_a_time_is_a_task_with_one_query(norm, transductive, vectorize):
+    """On sequences: a batch of one query still has a mean over its positions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 1)).double()
+    learner = MAML(model, F.mse_loss, inner=SGD(0.1), steps=2, norm=norm, vectorize=vectorize)
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 3, 6, 2, 3, dtype=torch.float64, generator=rng)
+    tasks = Task(*(Batch(x, torch.randn(3, 6, 1, dtype=torch.float64, generator=rng)) for x in inputs))
+    together, each = learner.predict(tasks, norm=norm), learner.predict(tasks, norm=norm, one_at_a_time=True)
+    assert_close(each, alone(learner, tasks, norm), rtol=0, atol=1e-12)
+    assert ((together - each).abs().max() > 1e-2) == transductive

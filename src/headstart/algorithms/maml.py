@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from headstart import layers
 from headstart.adapt import adapt, inner_step, trajectory
@@ -239,7 +238,8 @@ class MAML(nn.Module):
             fast, _ = self._parts(self.initial(self.model, task.support, norm))
             path = trajectory(support_loss, fast, self.batches(task.support, steps), rule)
             adapted = [self.theta(self.model, taken) | params for taken, params in enumerate(path)]
-            return stack([_outputs(self.model, params, task, norm, one_at_a_time) for params in adapted])
+            asked = {"norm": norm, "support": task.support.inputs, "one_at_a_time": one_at_a_time}
+            return stack([layers.predict(self.model, params, task.query.inputs, **asked)[0] for params in adapted])
 
         with layers.evaluating(self.model):
             outputs, self.vectorize = over_tasks(outputs_per_step, tasks, self.vectorize, self.chunk_size)
@@ -270,17 +270,6 @@ class MAML(nn.Module):
         _check_steps(checked_steps)
         _check_choice("norm", checked_norm, NORMS)
         return checked_steps, checked_norm
-
-
-def _outputs(model: nn.Module, params: Params, task: Task, norm: Norm, one_at_a_time: bool) -> Any:
-    """The queries' outputs, of all together or of each by itself."""
-    inputs, support = task.query.inputs, task.support.inputs
-    if not one_at_a_time:
-        return layers.predict(model, params, inputs, norm=norm, support=support)[0]
-    count = len(pytree.tree_leaves(inputs)[0])
-    alone = [pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], inputs) for i in range(count)]
-    outputs = [layers.predict(model, params, query, norm=norm, support=support)[0] for query in alone]
-    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *outputs)
 
 
 def _check_choice(what: str, given: Any, allowed: Sequence[Any]) -> None:
