@@ -158,7 +158,7 @@ class Evaluate:
     ways: int | None = None
     """Classes per task; the recipe's unless given. Only learners that make a head for each task take others."""
     norm: Norm | None = None
-    """Batch norm's statistics: batch (of the queries, as published), support, or running; the recipe's unless given."""
+    """Batch norm's statistics: batch (as published), support, support+query, running; the recipe's unless given."""
     one_at_a_time: Flag = False
     """Predict each query as if it were the only one."""
     beside: Norm | None = None

@@ -103,6 +103,12 @@ class Compare:
         if Run(folder).exists:
             raise UsageError(f"{folder} holds a run: a comparison needs a folder of its own. Choose another --out.")
         planned = [self._member(recipe, name, folder) for name in learners]
+        for member, _, _ in planned:
+            if member.iteration > member.recipe.iterations:
+                raise UsageError(
+                    f"{member.run.path} is trained for {member.iteration} iterations already, and asked are "
+                    f"{member.recipe.iterations}: learners are compared after the same number. Choose another --out."
+                )
         smoke = "smoke" in _named(self.given)
         return Comparison(
             recipe=self.recipe,
@@ -120,7 +126,7 @@ class Compare:
         """A learner with the command that trains it, the folder of data sets, and the device."""
         idle = set(_with(recipe, learner).idle)
         used = [*_without(self.given, idle), *(["--debug"] if self.debug else [])]
-        # After the settings, so that one that takes several values cannot take these for its own.
+        # First what is ours, so that a setting that takes several values cannot take them for its own.
         arguments = [self.recipe, "--learner", learner, "--out", str(folder / learner), "--resume", *used]
         command: TrainCommand = self.parse(arguments)
         run, settings, _, device = command.prepared()

@@ -31,8 +31,9 @@ from headstart.training.files import FileError, read_json, write_json
 from headstart.training.run import Run, environment
 
 FILE = "comparison.json"
-PUBLISHED, ALONE = "published", "one_at_a_time"
-"""How each is measured: as the recipe's published protocol has it, and one query at a time."""
+PUBLISHED, ALONE, COLLAPSED = "published", "one_at_a_time", "one_at_a_time_batch"
+"""How each is measured: as the recipe's published protocol has it, one query at a time, and so with the statistics of
+that one query, which is what becomes of transductive batch norm then."""
 
 _CHILD = (
     "import sys; from headstart.comparison import become_child; become_child(sys.argv.pop(1)); "
@@ -80,7 +81,10 @@ class Member:
         found: dict[str, dict[str, Any]] = {PUBLISHED: {}}
         if self.recipe.metric_name == "accuracy":
             alone: dict[str, Any] = {"one_at_a_time": True}
-            found[ALONE] = alone | ({"norm": "support"} if has_batch_norm(self.recipe.model()) else {})
+            transductive = self.recipe.norm == "batch" and has_batch_norm(self.recipe.model())
+            found[ALONE] = alone | ({"norm": "support"} if transductive else {})
+            if transductive and self.recipe.normalized_alone:
+                found[COLLAPSED] = alone | {"norm": "batch"}
         return found
 
 

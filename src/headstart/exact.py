@@ -60,7 +60,7 @@ def batch_statistics(
     if count == 1:
         raise ValueError(
             f"Batch statistics need more than one value per channel, got input of shape {tuple(x.shape)}: "
-            "give more examples per task, or use norm='running'."
+            "give more examples at once, or use norm='support', which looks at one query at a time, or 'running'."
         )
     mean, variance = moments(widened(x), [0, *range(2, x.dim())])
     mean, variance = mean.flatten(), variance.flatten()

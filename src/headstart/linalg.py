@@ -33,7 +33,11 @@ def scaled(scale: float | Tensor, a: Params) -> Params:
 
 
 def conjugate_gradient(
-    product: Callable[[Params], Params], b: Params, iterations: int = 10, tolerance: float | None = 1e-10
+    product: Callable[[Params], Params],
+    b: Params,
+    iterations: int = 10,
+    tolerance: float | None = 1e-10,
+    start: Params | None = None,
 ) -> Params:
     """An `x` with `A x` close to `b`, for a symmetric positive definite `A` given by its products.
 
@@ -43,19 +47,26 @@ def conjugate_gradient(
         iterations: Products at most; exact, but for rounding, when there are as many as dimensions.
         tolerance: Stops where the squared length of `b - A x` falls below; None to never ask, as under `torch.vmap`.
 
-    Reference: Hestenes and Stiefel (1952), started at zero.
+        start: Where to begin; None for zero.
+
+    Stays where it is once a direction has no positive curvature: `A` is not positive definite then.
+
+    Reference: Hestenes and Stiefel (1952).
 
     >>> conjugate_gradient(lambda x: {"x": 2.0 * x["x"]}, {"x": torch.tensor([2.0, 4.0])})
     {'x': tensor([1., 2.])}
     """
-    x = scaled(0.0, b)
-    residual = direction = b
+    x = scaled(0.0, b) if start is None else start
+    residual = direction = b if start is None else add_scaled(b, -1.0, product(start))
     squared = dot(residual, residual)
+    sound = torch.ones_like(squared, dtype=torch.bool)
     for _ in range(iterations):
         if tolerance is not None and squared < tolerance:
             break
         image = product(direction)
-        step = _ratio(squared, dot(direction, image))
+        curvature = dot(direction, image)
+        sound = sound & (curvature >= 0)
+        step = torch.where(sound, _ratio(squared, curvature), 0.0)
         x = add_scaled(x, step, direction)
         residual = add_scaled(residual, -step, image)
         squared, before = dot(residual, residual), squared

@@ -10,7 +10,6 @@ from typing import Any
 from tqdm import tqdm
 
 from headstart.recipes import Experiment
-from headstart.report import comparisons
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer
 from headstart.types import Metrics
@@ -112,6 +111,8 @@ def recipes_text(known: Sequence[Experiment]) -> str:
 
 def comparison_text(content: dict[str, Any]) -> str:
     """A comparison as a table, a row per learner, best first."""
+    from headstart.report import comparisons  # the command line works without the report
+
     compared = comparisons.from_content(content, "")
     table = comparisons.table(compared, notes=False)
     rows = [list(table.headings), *(list(row) for row in table.rows)]

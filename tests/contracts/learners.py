@@ -103,6 +103,11 @@ def made(name: str, model: str = "batch norm", seed: int = 0, **settings: Any) -
     return learner.eval()
 
 
+def steps_of(name: str, steps: int) -> int:
+    """A number of steps other than trained with, for learners that take any."""
+    return 0 if LEARNERS[name].cls is ProtoNet else steps
+
+
 def tasks_of(count: int = 3, ways: int = WAYS, shots: int = 2, queries: int = 3) -> Task:
     """Points of the plane, in classes around centres."""
     rng = torch.Generator().manual_seed(0)

@@ -41,8 +41,9 @@ class GeneratedSGD:
     def update(self, params: Params, grads: Params, state: Tensor) -> tuple[Params, Tensor]:
         """`beta * p - alpha * g` for every parameter."""
         seen = torch.stack([grads[name].mean() for name in params] + [p.mean() for p in params.values()])
-        hidden = (self.network["0.weight"] @ seen + self.network["0.bias"]).relu()
-        factors = 1 + self.network["2.weight"] @ hidden + self.network["2.bias"]
+        with torch.autocast(seen.device.type, enabled=False):  # parameters are updated in their own precision
+            hidden = (self.network["0.weight"] @ seen + self.network["0.bias"]).relu()
+            factors = 1 + self.network["2.weight"] @ hidden + self.network["2.bias"]
         for_rates, for_decays = factors.chunk(2)
         rates, decays = at_step(self.rates, state) * for_rates, at_step(self.decays, state) * for_decays
         stepped = {name: decays[i] * p - rates[i] * grads[name] for i, (name, p) in enumerate(params.items())}

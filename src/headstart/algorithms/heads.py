@@ -4,7 +4,7 @@ The linear layer that gives the outputs is replaced, within a task, by one with 
 these rows come from is what the learners of this kind differ in; then body and head adapt as in MAML.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +19,7 @@ from headstart.losses import Criterion
 from headstart.types import Batch, Params, Task
 
 
-class TaskHead(MAML):
+class TaskHead(MAML, ABC):
     """MAML whose head is made for each task: the interface of learners for any number of classes.
 
     Adaptation and prediction count a task's classes in its support labels, 0 to ways - 1. The tasks of a meta-batch

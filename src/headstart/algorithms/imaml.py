@@ -11,15 +11,19 @@ At the minimum  F = grad L_S(phi) + lambda (phi - theta) = 0, so that (implicit 
 kept: memory does not depend on the number of steps.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from headstart.adapt import adapt
 from headstart.algorithms.maml import MAML
+from headstart.algorithms.names import refuse
 from headstart.layers import Norm, Seen
-from headstart.linalg import add_scaled, conjugate_gradient, dot
+from headstart.linalg import add_scaled, conjugate_gradient, dot, scaled
 from headstart.losses import Criterion
 from headstart.types import Batch, LossFn, Params, Task
 
@@ -37,6 +41,10 @@ class IMAML(MAML):
 
     Raises:
         ValueError: `strength` is not positive, or there is no solver step.
+
+    The solver starts from the first-order gradient, and stays where it is once it meets a direction in which
+    H + lambda I is not positive: there the inner loop has not ended at a minimum, and there is no implicit gradient.
+    A larger `strength` mends that. Layers of dropout are off in training: each product must be of the same matrix.
 
     Differs: the pull is part of every inner step, where the released code takes plain steps and one pull at the end,
     and regularises the solve further.
@@ -59,11 +67,19 @@ class IMAML(MAML):
                 f"strength must be positive and solver_steps at least 1, got {strength} and {solver_steps}: "
                 "without a pull to the start the implicit gradient is zero."
             )
+        no_graph = "no gradient flows through the inner loop anyway"
+        refuse("IMAML", settings, {"first_order": no_graph, "recompute": no_graph})
+        if steps < 1:
+            raise ValueError(f"iMAML differentiates the end of an inner loop: steps must be at least 1, got {steps}.")
         super().__init__(model, loss, steps=steps, **settings)
         self.strength, self.solver_steps = strength, solver_steps
 
     def outcome(self, task: Task) -> tuple[Tensor, Seen]:
         """One task's query loss after adaptation, with the implicit gradient."""
+        with _without_dropout(self.model):
+            return self._outcome(task)
+
+    def _outcome(self, task: Task) -> tuple[Tensor, Seen]:
         inner_loss, batch = self.support_loss(self.model), self.batches(task.support, 1)[0]
 
         def slope(params: Params) -> Params:
@@ -78,7 +94,8 @@ class IMAML(MAML):
                 """(H + lambda I) times `direction`."""
                 return torch.func.grad(lambda params: dot(slope(params), direction))(adapted)
 
-            weights = conjugate_gradient(product, query_slope, self.solver_steps, tolerance=None)
+            first = scaled(1 / self.strength, query_slope)  # as if H were zero: the first-order gradient
+            weights = conjugate_gradient(product, query_slope, self.solver_steps, tolerance=None, start=first)
         value, seen = self.query_loss(adapted, task)
         implicit = dot(weights, slope(adapted))  # its gradient, w . dF, is minus that of the way through `adapted`
         return value - implicit + implicit.detach(), seen
@@ -98,3 +115,16 @@ class IMAML(MAML):
         """What each inner step is given: the parameters held fixed, the start, and the support set."""
         start, held = self._parts(self.theta(self.model if model is None else model))
         return [((held, start), support)] * steps
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """`model` with its layers of dropout in evaluation mode, which they leave afterwards."""
+    active = [layer for layer in model.modules() if isinstance(layer, _DropoutNd) and layer.training]
+    for layer in active:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in active:
+            layer.train()

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from headstart.adapt import trajectory
 from headstart.algorithms.maml import MAML
 from headstart.algorithms.named import as_parameters, values_of
+from headstart.algorithms.names import refuse
 from headstart.inner import SGD, StepwiseSGD
 from headstart.layers import Seen
 from headstart.losses import Criterion
@@ -84,6 +85,7 @@ class MAMLPlusPlus(MAML):
         **settings: Any,
     ):
         _check(steps, multi_step_loss, first_order_until)
+        refuse("MAMLPlusPlus", settings, {"first_order": "its order is annealed, see first_order_until"})
         super().__init__(model, loss, inner=SGD(lr), steps=steps, adapt_only=adapt_only, **settings)
         norms = _norm_parameters(model) if step_norms else {}
         self.adapted_names = tuple(name for name in self.adapted_names if name not in norms)
@@ -96,7 +98,8 @@ class MAMLPlusPlus(MAML):
         if step_rates:
             self.inner = StepRates(self.adapted_parameters(), lr, steps)
         self.multi_step_loss, self.first_order_until = multi_step_loss, first_order_until
-        self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
+        device = next(model.parameters()).device
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long, device=device))
         # Of the learner that is loaded, which may be a copy of this one.
         self.register_load_state_dict_post_hook(lambda learner, _: learner._set_phase())
         self._set_phase()
@@ -120,14 +123,14 @@ class MAMLPlusPlus(MAML):
         """
         share = 1 / self.steps
         done = (self.updates / max(self.multi_step_loss, 1)).clamp(max=1)
-        others = (share * (1 - done)).clamp(min=FLOOR * share).to(torch.float32)
+        others = (share * (1 - done)).clamp(min=FLOOR * share)
         last = 1 - (self.steps - 1) * others
         return torch.cat([others.expand(self.steps - 1), last.reshape(1)])
 
     def theta(self, model: nn.Module, steps: int = 0) -> Params:
         """Parameters after `steps` inner steps: a norm's are those of the last step taken, or of the first."""
-        row = min(max(steps - 1, 0), self.steps - 1)
-        return super().theta(model) | {name: rows[row] for name, rows in values_of(self.norms).items()}
+        own = {name: rows[min(max(steps, 1), len(rows)) - 1] for name, rows in values_of(self.norms).items()}
+        return super().theta(model) | own
 
     def batches(self, support: Batch, steps: int, model: nn.Module | None = None) -> list[tuple[Params, Batch]]:
         """What each inner step is given: the parameters held fixed in that very step, and the support set."""
@@ -143,7 +146,7 @@ class MAMLPlusPlus(MAML):
 
     def _set_phase(self) -> None:
         """What a compiled graph holds constant, and is made anew for."""
-        updates = float(self.updates)
+        updates = int(self.updates)
         self.first_order, self.annealing = updates < self.first_order_until, updates < self.multi_step_loss
 
 

@@ -52,7 +52,8 @@ class CurvedSGD:
         curved = grad.reshape(_axes_of(grad))
         for axis, matrices in enumerate(self.axes):
             if name in matrices:
-                curved = (curved.movedim(axis, -1) @ matrices[name].mT).movedim(-1, axis)
+                with torch.autocast(grad.device.type, enabled=False):  # parameters are updated in their own precision
+                    curved = (curved.movedim(axis, -1) @ matrices[name].mT).movedim(-1, axis)
         return curved.reshape(grad.shape)
 
 

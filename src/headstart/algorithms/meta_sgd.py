@@ -42,6 +42,7 @@ class MetaSGD(MAML):
         model: Any module.
         loss: As in `MAML`.
         lr: What every rate starts from.
+        steps: As in `MAML`; at least 1.
         settings: As in `MAML`, but for `inner`.
 
     Differs: the rates start from one number; the paper draws them at random.
@@ -49,6 +50,8 @@ class MetaSGD(MAML):
     Reference: Li, Zhou, Chen and Li (2017), "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning".
     """
 
-    def __init__(self, model: nn.Module, loss: Criterion, *, lr: float = 0.01, **settings: Any):
-        super().__init__(model, loss, inner=SGD(lr), **settings)
+    def __init__(self, model: nn.Module, loss: Criterion, *, lr: float = 0.01, steps: int = 1, **settings: Any):
+        if steps < 1:
+            raise ValueError(f"Meta-SGD learns how inner steps are taken: steps must be at least 1, got {steps}.")
+        super().__init__(model, loss, inner=SGD(lr), steps=steps, **settings)
         self.inner = Rates(self.adapted_parameters(), lr)

@@ -1,7 +1,8 @@
 """Parameters of a module by name: which of them, and putting new ones in."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -25,13 +26,31 @@ def matching(names: Sequence[str], patterns: str | Sequence[str]) -> tuple[str, 
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     chosen: set[str] = set()
     for pattern in patterns:
-        hits = set(fnmatch.filter(names, pattern.removeprefix("!")))
+        wanted = pattern.removeprefix("!")
+        # A name is a pattern for itself, also with brackets in it.
+        hits = {name for name in names if name == wanted or fnmatch.fnmatchcase(name, wanted)}
         if not hits:
             raise ValueError(f"The pattern {pattern!r} matches no trainable parameter; there are: {', '.join(names)}.")
         chosen = chosen - hits if pattern.startswith("!") else chosen | hits
     if not chosen:
         raise ValueError(f"The patterns {patterns} leave nothing to adapt; there are: {', '.join(names)}.")
     return tuple(name for name in names if name in chosen)
+
+
+def refuse(learner: str, settings: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """See that `settings` has none of what a learner would not look at.
+
+    Args:
+        learner: Its name.
+        settings: What it was given besides its own arguments.
+        reasons: Why each of these has no place there.
+
+    Raises:
+        ValueError: It was given one of them.
+    """
+    for name, reason in reasons.items():
+        if name in settings:
+            raise ValueError(f"{learner} takes no {name}: {reason}. Leave it out.")
 
 
 def put(module: nn.Module, params: Params) -> None:

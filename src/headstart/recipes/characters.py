@@ -1,7 +1,10 @@
-"""The paper's character classification: Omniglot, N ways and K shots (section 5.2, Table 1); and glyphs.
+"""The paper's character classification: Omniglot, N ways and K shots (section 5.2, Tables 1 and 3); and glyphs.
 
 Step sizes are for the mean cross-entropy. The released code divides the summed loss by the number of shots,
 not of examples, so that its loss is `ways` times as large: its 0.4 (5-way) and 0.1 (20-way) are both 2.0 here.
+
+Differs: the context vector of Table 3 scales and shifts the third layer's channels, where the paper appends it to the
+input, in a way it does not give: a constant channel would be taken out again by the batch norm that follows.
 """
 
 from dataclasses import dataclass, replace
@@ -69,6 +72,9 @@ class CharacterRecipe(SupervisedRecipe):
             "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
             "reptile": {"adapt_only": ("*",)},  # what does not adapt would never be learned
             "imaml": {"inner_lr": 0.2},  # with the pull of 2.0 as the paper's 16 steps of 0.1
+            # The first step moves the head alone, one that moves the body is not what one-step training prepares for.
+            "shared-head": {"eval_steps": self.steps, "select_step": self.steps},
+            "zero-head": {"eval_steps": self.steps, "select_step": self.steps},
         }
         return found | special.get(learner, {})
 
@@ -84,9 +90,17 @@ class CharacterRecipe(SupervisedRecipe):
 
     @property
     def adapted_patterns(self) -> tuple[str, ...]:
-        """Name patterns of what adapts: never how TaskNorm pools its statistics, which is meta-learned."""
-        blend = ("!*.blend_*",) if self.normalizer.startswith("task-") else ()
+        """Name patterns of what adapts: not how TaskNorm pools its statistics, which is meta-learned.
+
+        But for Reptile, which learns only what adapts.
+        """
+        blend = ("!*.blend_*",) if self.normalizer.startswith("task-") and self.learner != "reptile" else ()
         return (*self.adapt_only, *blend)
+
+    @property
+    def normalized_alone(self) -> bool:
+        """One image has several positions, of which the fully connected network knows nothing."""
+        return self.network == "conv4"
 
     @property
     def classes(self) -> int:

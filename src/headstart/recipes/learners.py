@@ -87,7 +87,18 @@ _REGISTER: dict[LearnerName, Entry] = {
     "shared-head": Entry(algorithms.SharedHead, _classes),
     "zero-head": Entry(algorithms.ZeroHead, _classes),
     "protonet": Entry(
-        algorithms.ProtoNet, _classes, without=("steps", "inner", "inner_lr", "first_order", "recompute")
+        algorithms.ProtoNet,
+        _classes,
+        without=(
+            "steps",
+            "eval_steps",
+            "select_step",
+            "inner",
+            "inner_lr",
+            "tune_inner_lr",
+            "first_order",
+            "recompute",
+        ),
     ),
     "proto-maml": Entry(algorithms.ProtoMAML, _classes),
 }
@@ -135,5 +146,9 @@ def check(recipe: Any) -> None:
         )
     if name in ANY_WAYS and recipe.metric_name != "accuracy":
         raise ValueError(f"The learner {name} makes a head with a row per class; for regression choose another.")
-    if name == "reptile" and recipe.steps < 1:
-        raise ValueError("Reptile learns from the way that its inner steps go: steps must be at least 1.")
+    if recipe.steps < 1 and name not in ("maml", "protonet"):
+        raise ValueError(f"The learner {name} is about inner steps, and steps is {recipe.steps} here: choose maml.")
+    if recipe.first_order and name != "fomaml" and "first_order" in _REGISTER[name].without:
+        raise ValueError(f"The learner {name} has no first-order variant by first_order: leave that out.")
+    if name == "protonet" and (recipe.steps or recipe.eval_steps or recipe.select_step):
+        raise ValueError("The learner protonet takes no inner steps: steps, eval_steps and select_step must be 0.")

@@ -70,7 +70,7 @@ class SupervisedRecipe(Recipe[MAML]):
     adapt_only: tuple[str, ...] = ("*",)
     """Name patterns of the parameters that adapt; one that starts with ! takes its matches out."""
     norm: Norm = "batch"
-    """Where batch norm takes its statistics from: batch (transductive, as published), support or running."""
+    """Where batch norm takes its statistics from: batch (transductive, published), support, support+query, running."""
     mode: ModeOrAuto = "auto"
     """How meta-gradients are computed: eager, compiled, graphed (CUDA), or auto: what is fastest for this run."""
     precision: Precision = "float32"
@@ -149,6 +149,11 @@ class SupervisedRecipe(Recipe[MAML]):
     def adapted_patterns(self) -> tuple[str, ...]:
         """Name patterns of what adapts."""
         return self.adapt_only
+
+    @property
+    def normalized_alone(self) -> bool:
+        """Whether batch norm can take its statistics from one example: it has several values per channel."""
+        return False
 
     @property
     def classes(self) -> int | None:
@@ -283,6 +288,8 @@ class SupervisedRecipe(Recipe[MAML]):
         queries = self.eval_queries if asked.queries is None else asked.queries
         ways = self._ways_of(asked)
         if asked.protocol == "one-shot-runs":
+            if (asked.ways, asked.shots, asked.queries) != (None, None, None):
+                raise ValueError("Omniglot's one-shot runs have their own ways, shots and queries: leave these out.")
             shots, queries, tasks = 1, 1, iter([_moved(self.one_shot_runs(data), device)])
         else:
             source = self.source("test", data, shots, queries, ways)
@@ -339,6 +346,8 @@ class SupervisedRecipe(Recipe[MAML]):
 
     def _ways_of(self, asked: Conditions) -> int | None:
         """Classes per task, where others than those trained on are asked for."""
+        if asked.ways is not None and self.classes is None:
+            raise ValueError(f"ways is {asked.ways}, but this is regression, which has no classes. Leave it out.")
         if asked.ways is None or asked.ways == self.classes:
             return None
         if self.learner not in learners.ANY_WAYS:

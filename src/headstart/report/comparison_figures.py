@@ -121,7 +121,7 @@ def _instead(view: View, entry: Entry, result: StepResult | None) -> str:
     """What is written where there is no dot."""
     if result is not None:
         return f"{words.value('mse', result.mean)} →" if result.mean is not None else "diverged"
-    if view.step != "eval_steps" or view.protocol != comparisons.PUBLISHED:
+    if view.step == 1 or view.protocol != comparisons.PUBLISHED:
         return ""
     return "failed" if entry.error else "not finished" if entry.iteration < entry.planned else "not measured"
 

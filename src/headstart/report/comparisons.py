@@ -5,6 +5,7 @@ markers `<!-- comparison:FOLDER:begin -->` and `<!-- comparison:FOLDER:end -->` 
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headstart.comparison import ALONE, FILE, PUBLISHED
+from headstart.comparison import ALONE, COLLAPSED, FILE, PUBLISHED
 from headstart.report import words
 from headstart.training.evaluate import StepResult
 from headstart.training.files import FileError, read_json, write_atomically
@@ -51,12 +52,12 @@ class View(NamedTuple):
 
     name: str
     protocol: str
-    step: str
-    """Which of an entry's fields says after how many inner steps."""
+    step: int | None = None
+    """After how many inner steps; None for as many as the learner's recipe evaluates with."""
 
     def of(self, entry: Entry) -> StepResult | None:
         """That number of one learner, if it was measured."""
-        return entry.at(self.protocol, getattr(entry, self.step))
+        return entry.at(self.protocol, entry.eval_steps if self.step is None else self.step)
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class Compared:
     def views(self) -> tuple[View, ...]:
         """The columns of numbers, the one that ranks first."""
         if self.metric == "accuracy":
-            return View("accuracy, queries together", PUBLISHED, "eval_steps"), View(
-                "one query at a time", ALONE, "eval_steps"
+            found = (
+                View("accuracy, queries together", PUBLISHED),
+                View("one query at a time", ALONE),
+                View("so with batch norm's own", COLLAPSED),
             )
-        last, first = self.learners[0].eval_steps, self.learners[0].select_step
-        views = (
-            View(f"error {words.steps(last)}", PUBLISHED, "eval_steps"),
-            View(words.steps(first), PUBLISHED, "select_step"),
-        )
-        return views[: 1 if first == last else 2]
+            return tuple(view for view in found if any(view.of(entry) for entry in self.learners)) or found[:1]
+        last = min(entry.eval_steps for entry in self.learners)  # the same number of steps for all
+        views = View(f"error {words.steps(last)}", PUBLISHED, last), View(words.steps(1), PUBLISHED, 1)
+        return views[: 1 if last == 1 else 2]
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -186,8 +187,9 @@ def explanation(compared: Compared) -> str:
     told += "tasks. "
     if compared.metric == "accuracy":
         told += (
-            "Accuracy is by the recipe's published protocol, where batch norm sees a task's queries together; one "
-            "query at a time is how a deployed model predicts, batch norm with the support set's statistics. "
+            "Accuracy is by the recipe's published protocol, where batch norm sees a task's queries together. One "
+            "query at a time is how a deployed model predicts, batch norm with the support set's statistics; with "
+            "batch norm's own, that one query is all it sees. "
         )
     else:
         told += "Ranked by the median, which a few tasks that diverge do not own. "
@@ -209,10 +211,10 @@ def markdown(compared: Compared) -> str:
 
 def command(compared: Compared) -> str:
     """The command that makes such a comparison."""
-    learners = " ".join(entry.learner for entry in compared.learners)
-    given = "".join(f" {token}" for token in compared.given)
-    tasks = "" if compared.num_tasks == 600 else f" --num-tasks {compared.num_tasks}"
-    return f"headstart compare {compared.recipe} --learners {learners}{given}{tasks} --out runs/{compared.label}"
+    tokens = ["headstart", "compare", compared.recipe, "--learners", *(entry.learner for entry in compared.learners)]
+    tokens += compared.given
+    tokens += [] if compared.num_tasks == 600 else ["--num-tasks", str(compared.num_tasks)]
+    return shlex.join([*tokens, "--out", f"runs/{compared.label}"])
 
 
 def replace_tables(text: str, root: Path) -> str:

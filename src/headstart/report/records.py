@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from headstart.recipes import Published, experiments, restore
+from headstart.recipes import Published, Recipe, SupervisedRecipe, experiments, restore
 from headstart.recipes.work import Checkpoint
 from headstart.training.evaluate import StepResult
 from headstart.training.files import FileError, read_json
@@ -116,7 +116,10 @@ class RunRecord:
 
         def rank(result: Result) -> tuple[Any, ...]:
             usual = result.num_tasks == usual_conditions(self)["num_tasks"]  # the same tasks for every method
-            return (by_the_papers_protocol(result), result.checkpoint == "best", usual, result.num_tasks, result.steps)
+            own = "ways" not in result.conditions and not result.conditions.get("one_at_a_time")
+            own = own and result.conditions.get("norm") == self.settings.get("norm")
+            best = result.checkpoint == "best"
+            return (by_the_papers_protocol(result), own, best, usual, result.num_tasks, result.steps)
 
         return max(candidates, key=rank, default=None)
 
@@ -164,19 +167,34 @@ def read_records(runs: Sequence[Run]) -> list[RunRecord]:
 
 
 def changed_settings(record: RunRecord) -> dict[str, Any]:
-    """The settings of a run that differ from its recipe's, as JSON has them."""
-    known = experiments().get(record.recipe)
-    defaults = json.loads(json.dumps(asdict(known.recipe))) if known else {}
-    return {name: value for name, value in record.settings.items() if name in defaults and defaults[name] != value}
+    """The settings of a run that differ from its recipe's, as JSON: its learner, and what is not usual for that."""
+    usual = _usual(record)
+    if usual is None:
+        return {}
+    defaults = json.loads(json.dumps(asdict(usual)))
+    changed = {name: value for name, value in record.settings.items() if name in defaults and defaults[name] != value}
+    base = asdict(experiments()[record.recipe].recipe).get("learner")
+    return changed if defaults.get("learner") == base else {"learner": defaults["learner"], **changed}
 
 
 def is_smoke(record: RunRecord) -> bool:
     """Whether the run is its recipe at its smallest, `headstart train --smoke`."""
-    known = experiments().get(record.recipe)
+    usual = _usual(record)
     try:
-        return known is not None and restore({"kind": record.kind, "settings": record.settings}) == known.recipe.smoke()
+        return usual is not None and restore({"kind": record.kind, "settings": record.settings}) == usual.smoke()
     except ValueError:  # written by another version
         return False
+
+
+def _usual(record: RunRecord) -> Recipe[Any] | None:
+    """The run's recipe as it is for the run's learner; None where this version does not know it."""
+    known = experiments().get(record.recipe)
+    if known is None or not isinstance(known.recipe, SupervisedRecipe):
+        return None if known is None else known.recipe
+    try:
+        return known.recipe.with_learner(record.settings.get("learner", known.recipe.learner))
+    except ValueError:  # written by another version
+        return known.recipe
 
 
 def _record(run: Run, label: str) -> RunRecord:

@@ -145,10 +145,11 @@ def _draw(look: Look, drawn: Sequence[Panel], columns: int, height: float) -> Fi
     figure, axes = panels(look, rows, columns, height, sharex=True, sharey=True)
     flat = [ax for row in axes for ax in row]
     results = [series.result for panel in drawn for series in panel.series]
-    step_axis(flat[0], max(result.steps for result in results))
+    last = max(result.steps for result in results)
+    step_axis(flat[0], last)
     metric_axis(flat[0], _metric(drawn), _values(drawn))
     for ax, panel in zip(flat, drawn, strict=False):
-        _panel(ax, look, panel)
+        _panel(ax, look, panel, last)
     for ax in flat[len(drawn) :]:
         ax.set_visible(False)
     for ax in flat[: len(drawn)]:
@@ -156,18 +157,18 @@ def _draw(look: Look, drawn: Sequence[Panel], columns: int, height: float) -> Fi
         ax.xaxis.set_tick_params(labelbottom=True)
     for row in axes:
         row[0].set_ylabel("accuracy" if _metric(drawn) == "accuracy" else "mean squared error")
-    figure.legend(handles=_legend(look, drawn), loc="outside upper left", ncols=2 if look.narrow else 6)
+    figure.legend(handles=_legend(look, drawn), loc="outside upper left", ncols=2 if look.narrow else 4)
     return figure
 
 
-def _panel(ax: Axes, look: Look, panel: Panel) -> None:
+def _panel(ax: Axes, look: Look, panel: Panel, last: int) -> None:
     ax.set_title(panel.title, **({"fontsize": 8, "fontweight": "normal"} if "\n" in panel.title else {}))
     seen: dict[str, int] = {}
     for record, result in panel.series:
         colour = look.method(record.method)
         line = ("-", "--", "-.", ":")[seen.setdefault(record.method, 0) % 4]
         seen[record.method] += 1
-        steps, mean, ci95, median = _columns(record, result)
+        steps, mean, ci95, median = _columns(record, result, last)
         tight = (ci95 < mean) | (result.metric == "accuracy")  # the others have no lower end on a logarithmic scale
         ax.fill_between(steps, mean - ci95, mean + ci95, where=tight, color=colour, alpha=0.18, linewidth=0)
         ax.vlines(steps[~tight], mean[~tight], (mean + ci95)[~tight], colors=colour, alpha=0.5, linewidth=1)
@@ -197,11 +198,14 @@ def _say_what_is_above(ax: Axes, steps: np.ndarray, mean: np.ndarray, colour: st
         ax.text(float(steps[np.nanargmax(mean)]), top, told, color=colour, fontsize=7.5, ha="center", va="bottom")
 
 
-def _columns(record: RunRecord, result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean, interval and median as arrays; NaN, which is not drawn, where every task diverged."""
+def _columns(record: RunRecord, result: Result, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, mean, interval and median as arrays; NaN, which is not drawn, where every task diverged.
+
+    The oracle's, which takes no step, reach to the `last` step of the others.
+    """
     per_step = result.per_step
     if record.method == ORACLE:
-        per_step = [per_step[0], per_step[0]._replace(step=result.steps)]
+        per_step = [per_step[0], per_step[0]._replace(step=last)]
     rows = [(s.step, s.mean, s.ci95, s.median) for s in per_step]
     steps, mean, ci95, median = np.array(rows, dtype=float).T
     return steps, mean, ci95, median
@@ -216,7 +220,7 @@ def _values(drawn: Sequence[Panel]) -> list[float]:
     found: list[float] = []
     for panel in drawn:
         for record, result in panel.series:
-            _, mean, _, median = _columns(record, result)
+            _, mean, _, median = _columns(record, result, result.steps)
             found += [*mean] if result.metric == "accuracy" else [*mean[mean < _TOWERING * mean[0]], *median]
     return found + [number.value for number in _published(drawn)]
 
