@@ -87,6 +87,7 @@ def test_one_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys):
     assert {name: found["norm"] for name, found in protonet["results"].items()} == {
         "published": "batch",
         "one_at_a_time": "support",
+        "one_at_a_time_batch": "batch",
     }
     assert protonet["settings"]["steps"] == 0  # usual for it
     assert "inner_lr" not in protonet["settings"]

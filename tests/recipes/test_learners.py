@@ -102,3 +102,32 @@ def test_a_head_of_fixed_size_is_for_its_own_number_of_classes(tmp_path):
     assert "ways" not in work.evaluate_run(run, num_tasks=2, ways=5)
     with pytest.raises(ValueError, match=r"has outputs for 5 classes; for any number of them train with --learner"):
         work.evaluate_run(run, num_tasks=2, ways=7)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"ways": 7}, "this is regression, which has no classes"),
+        ({"protocol": "one-shot-runs", "shots": 3}, "have their own ways, shots and queries"),
+    ],
+)
+def test_conditions_that_mean_nothing_are_refused(tmp_path, asked, told):
+    run = Run(tmp_path)
+    run.start(work.config_of("sinusoid-10shot", SINUSOID.smoke()))
+    SINUSOID.smoke().trainer(run, None, "cpu").train()
+    with pytest.raises(ValueError, match=told):
+        work.evaluate_run(run, num_tasks=2, **asked)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "told"),
+    [
+        ("sinusoid-5shot-oracle", {"learner": "cavia"}, "is about inner steps, and steps is 0"),
+        ("sinusoid-5shot-pretrained", {"learner": "reptile"}, "is about inner steps, and steps is 0"),
+        ("omniglot-5way-1shot-first-order", {"learner": "imaml"}, "has no first-order variant"),
+        ("omniglot-5way-1shot", {"learner": "protonet"}, "takes no inner steps"),
+    ],
+)
+def test_settings_that_contradict_the_learner_are_refused(base, changes, told):
+    with pytest.raises(ValueError, match=told):
+        replace(recipes.experiment(base).recipe, **changes)

@@ -8,7 +8,7 @@ import pytest
 from headstart import cli, recipes
 from headstart.recipes import experiment, work
 from headstart.report.commands import evaluate_command, train_command
-from headstart.report.records import Result, read_records
+from headstart.report.records import Result, is_smoke, read_records
 from headstart.training.evaluate import StepResult
 from headstart.training.run import Run
 
@@ -84,3 +84,36 @@ def test_the_command_line_understands_the_training_command(tmp_path, name, chang
     parsed = cli._parsed(words[1:])
     assert parsed.settings == recipe
     assert parsed.out == Path("runs/x")
+
+
+@pytest.mark.parametrize(
+    ("learner", "changed", "options"),
+    [
+        ("meta-sgd", {}, "--learner meta-sgd"),
+        ("reptile", {"steps": 1}, "--learner reptile --steps 1"),  # the recipe's own number, but not usual for Reptile
+        ("maml++", {"schedule": "constant"}, "--learner maml++ --schedule constant"),
+    ],
+)
+def test_the_command_of_another_learner_trains_it_again(tmp_path, learner, changed, options):
+    settings = replace(experiment("sinusoid-5shot").recipe.with_learner(learner), **changed)
+    mine = record(tmp_path / "sinusoid-5shot", "sinusoid-5shot", settings)
+    assert train_command(mine) == f"headstart train sinusoid-5shot {options}"
+    again = cli._parsed_train(shlex.split(train_command(mine))[2:])
+    assert again.settings == settings
+    smoke = record(tmp_path / "smoke", "sinusoid-5shot", settings.smoke())
+    assert is_smoke(smoke) == (not changed)
+
+
+def test_the_result_of_a_run_is_by_its_own_classes_and_norm_with_all_queries(tmp_path):
+    recipe = replace(experiment("glyphs-5way-1shot").recipe.with_learner("proto-maml"), norm="support")
+    run = Run(tmp_path / "run")
+    run.start(json.loads(json.dumps(work.config_of("glyphs-5way-1shot", recipe))))
+    told = result(recipe, "glyphs-5way-1shot")
+    for number, other in enumerate(({"ways": 10}, {"one_at_a_time": True}, {"norm": "running"}, {})):
+        content = {**told._asdict(), **told.conditions, **other}
+        del content["conditions"]
+        content["per_step"] = [step._asdict() for step in told.per_step]
+        path = run.path / "evaluations" / f"{number}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+    assert read_records([run])[0].main_result().conditions == told.conditions

@@ -106,6 +106,18 @@ def test_the_best_comes_first_and_who_has_no_result_last(characters):
     assert "`headstart compare glyphs-5way-1shot --learners maml boil protonet reptile --iterations 5000" in lines[7]
 
 
+def test_errors_stand_after_the_same_number_of_steps(tmp_path):
+    """Whatever number each learner was trained with, chosen by, or is evaluated with."""
+    entries = [
+        entry("maml", {"published": measured(4.0, 0.67, 0.5, ci95=0.05, median=0.2)}),
+        entry("imaml", {"published": measured(4.0, 0.9, 0.8, 0.1, ci95=0.05, median=0.2)}, eval_steps=3, select_step=3),
+    ]
+    compared = comparisons.read(write(tmp_path / "c", "sinusoid-10shot", "mse", entries, curves=False))
+    assert [(view.name, view.step) for view in compared.views] == [("error after 2 steps", 2), ("after 1 step", 1)]
+    given = {entry.learner: [view.of(entry).mean for view in compared.views] for entry in compared.entries}
+    assert given == {"maml": [0.5, 0.67], "imaml": [0.8, 0.9]}
+
+
 def test_errors_are_ranked_by_the_median(sines):
     rows = comparisons.table(comparisons.read(sines)).rows
     assert [row[:3] for row in rows] == [

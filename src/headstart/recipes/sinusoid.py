@@ -33,11 +33,6 @@ class SinusoidRecipe(SupervisedRecipe):
     kind: ClassVar[str] = "sinusoid"
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "mse"
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.oracle and self.learner != "maml":
-            raise ValueError(f"The oracle takes no inner step, for which {self.learner} is: leave the learner at maml.")
-
     @property
     def idle(self) -> dict[str, str]:
         """Settings of other learners, and what there is no batch norm for."""
