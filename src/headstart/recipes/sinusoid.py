@@ -45,7 +45,6 @@ class SinusoidRecipe(SupervisedRecipe):
         special: dict[LearnerName, dict[str, Any]] = {
             "cavia": {"inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.1
             "maml++": {"schedule": "cosine"},
-            "reptile": {"inner_lr": 0.02},
             "imaml": {"eval_steps": 16},
         }
         return found | special.get(learner, {})
