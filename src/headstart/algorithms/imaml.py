@@ -37,10 +37,10 @@ class IMAML(MAML):
         strength: How strongly adapted parameters are pulled to where they started; positive.
         solver_steps: Conjugate-gradient iterations, each a Hessian-vector product of the support loss.
         steps: Inner steps. The gradient is exact at the inner minimum: rather too many than too few.
-        settings: As in `MAML`, but for `first_order` and `recompute`, which change nothing here.
+        settings: As in `MAML`, but for `first_order` and `recompute`: no gradient flows through the inner loop.
 
     Raises:
-        ValueError: `strength` is not positive, or there is no solver step.
+        ValueError: `strength` is not positive, or there is no inner or no solver step.
 
     The solver starts from the first-order gradient, and stays where it is once it meets a direction in which
     H + lambda I is not positive: there the inner loop has not ended at a minimum, and there is no implicit gradient.

@@ -4,7 +4,6 @@
 markers `<!-- comparison:FOLDER:begin -->` and `<!-- comparison:FOLDER:end -->` from docs/results/FOLDER.
 """
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from headstart.comparison import ALONE, COLLAPSED, FILE, PUBLISHED
 from headstart.report import words
+from headstart.report.markers import rebuilt
 from headstart.training.evaluate import StepResult
 from headstart.training.files import FileError, read_json, write_atomically
 from headstart.training.run import Run
@@ -224,19 +224,7 @@ def replace_tables(text: str, root: Path) -> str:
         ValueError: There is no pair of markers, or a marker is without its other half.
         FileError: A folder that a marker names holds no comparison.
     """
-    found = re.findall(r"<!-- comparison:([\w.+-]+):(begin|end) -->", text)
-    folders = list(dict.fromkeys(folder for folder, _ in found))
-    if not folders or found != [(folder, end) for folder in folders for end in ("begin", "end")]:
-        markers = ", ".join(f"comparison:{folder}:{end}" for folder, end in found) or "none"
-        raise ValueError(
-            "The text needs markers <!-- comparison:FOLDER:begin --> ... <!-- comparison:FOLDER:end -->, each pair "
-            f"once and in this order; it has {markers}."
-        )
-    for folder in folders:
-        begin, end = (f"<!-- comparison:{folder}:{which} -->" for which in ("begin", "end"))
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{markdown(read(root / folder))}{end}{rest.split(end)[1]}"
-    return text
+    return rebuilt(text, "comparison", lambda folder: markdown(read(root / folder)))
 
 
 def main(arguments: Sequence[str]) -> None:

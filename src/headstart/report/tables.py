@@ -5,7 +5,6 @@ markers `<!-- results:short:begin -->` and `<!-- results:short:end -->` (one row
 protocol), and between those of `results:full` (every evaluation).
 """
 
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from headstart.recipes import experiments
 from headstart.report import words
+from headstart.report.markers import rebuilt
 from headstart.report.records import Result, RunRecord, by_the_papers_protocol, read_records, steps_to_show
 from headstart.training.files import FileError, write_atomically
 from headstart.training.run import Run
@@ -141,21 +141,7 @@ def replace_tables(text: str, records: Sequence[RunRecord]) -> str:
     Raises:
         ValueError: There is no pair of markers, or a marker is without its other half.
     """
-    found = re.findall(r"<!-- results:(\w+):(begin|end) -->", text)
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
-    if (
-        not kinds
-        or any(kind not in TABLES for kind in kinds)
-        or found != [(k, e) for k in kinds for e in ("begin", "end")]
-    ):
-        wanted = " or ".join(f"<!-- results:{kind}:begin --> ... <!-- results:{kind}:end -->" for kind in TABLES)
-        markers = ", ".join(f"results:{kind}:{end}" for kind, end in found) or "none"
-        raise ValueError(f"The text needs the markers {wanted}, each pair once and in this order; it has {markers}.")
-    for kind in kinds:
-        begin, end = (f"<!-- results:{kind}:{which} -->" for which in ("begin", "end"))
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{TABLES[kind](records)}{end}{rest.split(end)[1]}"
-    return text
+    return rebuilt(text, "results", lambda kind: TABLES[kind](records), TABLES)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -171,10 +157,10 @@ def main(arguments: Sequence[str]) -> None:
             raise FileError(f"There is no run folder in {root}.")
         for file in files:
             try:
-                rebuilt = replace_tables(file.read_text(), records)
+                text = replace_tables(file.read_text(), records)
             except (OSError, ValueError) as error:
                 raise FileError(f"{file}: {error}") from error
-            write_atomically(file, rebuilt.encode())
+            write_atomically(file, text.encode())
     except FileError as error:
         raise SystemExit(str(error)) from error
 
