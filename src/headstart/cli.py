@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from headstart import adapted, compare_command, recipes, terminal
 from headstart.allocator import keep_memory
+from headstart.inputs import InputError
 from headstart.layers import Norm
 from headstart.recipes import Recipe, work
 from headstart.recipes.recipe import TEST_SEED
@@ -91,8 +92,8 @@ class Train(Generic[R]):
 
     def run(self) -> int:
         """Train until the end or an interruption."""
-        run, recipe, config, device = self.prepared()
-        trainer = recipe.trainer(run, self.data, device)
+        run, recipe, config, device, data = self.prepared()
+        trainer = recipe.trainer(run, data, device)
         if run.resumable:
             trainer.resume()
             if trainer.iteration >= recipe.iterations:
@@ -116,15 +117,20 @@ class Train(Generic[R]):
         _log.info("Done. Next: headstart evaluate %s", run.path)
         return 0
 
-    def prepared(self) -> tuple[Run, Recipe[Any], dict[str, Any], torch.device]:
-        """Where to train what, as a recipe and as JSON, and on which device, all of it checked."""
+    def prepared(self) -> tuple[Run, Recipe[Any], dict[str, Any], torch.device, Path | None]:
+        """Where to train what, as a recipe and as JSON, on which device and on which data, all of it checked."""
         run = Run(self.out or Path("runs") / self.recipe)
         usual = usual_recipe(recipes.experiment(self.recipe).recipe, self.settings)
         check_named(self.settings, usual, self.recipe)
         check_idle(self.settings, usual)
         recipe = self.settings.smoke() if self.smoke else self.settings
-        config = work.config_of(self.recipe, recipe)
-        check_data(self.data, recipe, self.recipe)
+        data = work.data_of(run, self.data) if self.resume and run.exists else self.data
+        check_data(data, recipe, self.recipe)
+        try:
+            recipe = recipe.fitted(data)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        config = work.config_of(self.recipe, recipe, data)
         device = device_for(self.device, recipe)
         try:
             recipe.check(device)
@@ -134,7 +140,7 @@ class Train(Generic[R]):
             if not self.resume:
                 raise UsageError(f"{run.path} already holds a run. Go on with it by --resume, or choose another --out.")
             check_same_settings(run, config, recipe)
-        return run, recipe, config, device
+        return run, recipe, config, device, data
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ class Evaluate:
                 f"{', '.join(map(flag, wrong))}: {self.run_folder} is a run of {config['recipe']}, "
                 f"whose evaluation knows {', '.join(map(flag, known))}. Leave the others out."
             )
-        check_data(self.data, recipe, config["recipe"])
+        check_data(work.data_of(Run(self.run_folder), self.data), recipe, config["recipe"])
         return asked
 
     def _measured(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -244,9 +250,11 @@ class Adapt:
         """Adapt and save."""
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        model = adapted.adapt_run(
+        model, notes = adapted.adapt_run(
             Run(self.run_folder), self.support, steps=self.steps, checkpoint=self.checkpoint, data=self.data
         )
+        for note in notes:
+            _log.warning("%s", note)
         model.save(self.out)
         told = f" of {len(model.classes)} classes ({', '.join(model.classes)})" if model.classes else ""
         print(f"Adapted in {model.about['steps']} steps to {model.about['examples']} examples{told}: {self.out}")
@@ -262,7 +270,9 @@ class Predict:
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files to predict."""
     json: Flag = False
-    """Print one JSON array, an object per file."""
+    """Print one JSON array, an object per row; an image file is one row."""
+    csv: Flag = False
+    """Print CSV, with a column for each probability."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -270,15 +280,20 @@ class Predict:
         """Predict each file by itself; one that cannot be read does not stop the others."""
         if not self.files:
             raise UsageError("Give at least one file to predict.")
+        if self.json and self.csv:
+            raise UsageError("--json and --csv are two forms of the same: give one.")
         model = adapted.load(self.adapted_folder)
         results: list[dict[str, Any]] = []
         for file in self.files:
             try:
-                results.append({"file": str(file), **model.predict(file)})
-            except adapted.InputError as error:
+                results += [{"file": str(file), **row} for row in model.predict(file)]
+            except InputError as error:
                 results.append({"file": str(file), "error": str(error)})
                 _log.error("%s", error)
-        print(json.dumps(results, indent=2, allow_nan=False) if self.json else terminal.predictions_text(results))
+        if self.json:
+            print(json.dumps(results, indent=2, allow_nan=False))
+        else:
+            print(terminal.predictions_csv(results) if self.csv else terminal.predictions_text(results), end="")
         return 1 if any("error" in result for result in results) else 0
 
 

@@ -129,7 +129,7 @@ class Compare:
         # First what is ours, so that a setting that takes several values cannot take them for its own.
         arguments = [self.recipe, "--learner", learner, "--out", str(folder / learner), "--resume", *used]
         command: TrainCommand = self.parse(arguments)
-        run, settings, _, device = command.prepared()
+        run, settings, _, device, _ = command.prepared()
         assert isinstance(settings, SupervisedRecipe)
         return Member(learner, run, settings, ("train", *arguments)), command.data, device
 

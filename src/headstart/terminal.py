@@ -1,5 +1,7 @@
 """What a person at a terminal sees and does: progress, interruption, tables."""
 
+import csv
+import io
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,10 +149,23 @@ def _number(value: float | None) -> str:
 
 
 def predictions_text(results: list[dict[str, Any]]) -> str:
-    """Predictions as lines of tab-separated values."""
+    """Predictions as lines of tab-separated values, without what a person does not look at."""
     rows = []
     for result in results:
-        if "class" in result:
-            rows.append(f"{result['file']}\t{result['class']}\t{result['probability']:.3f}")
-        rows += [f"{result['file']}\t{pair['x']:g}\t{pair['y']:g}" for pair in result.get("predictions", [])]
-    return "\n".join(rows)
+        shown = {name: value for name, value in result.items() if name not in ("probabilities", "error")}
+        if "error" not in result:
+            rows.append("\t".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown.values()) + "\n")
+    return "".join(rows)
+
+
+def predictions_csv(results: list[dict[str, Any]]) -> str:
+    """Predictions as CSV: a row for each, with a column for each probability, or the error of a file."""
+    flat: list[dict[str, Any]] = []
+    for result in results:
+        row = {name: value for name, value in result.items() if name != "probabilities"}
+        flat.append(row | {f"probability of {name}": p for name, p in result.get("probabilities", {}).items()})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()

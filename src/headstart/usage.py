@@ -57,7 +57,9 @@ def check_named(settings: Recipe[Any], usual: Recipe[Any], name: str) -> None:
 
 
 def check_data(data: Path | None, recipe: Recipe[Any], name: str) -> None:
-    """A folder of data sets must be of use."""
+    """A folder of data sets must be of use, and a person's own data be named."""
+    if recipe.own_data and data is None:
+        raise UsageError(f"{name} learns from your own data: say where it is by --data.")
     if data is not None and not recipe.reads_data:
         raise UsageError(f"--data: {name} reads no data. Leave it out.")
 

@@ -7,7 +7,8 @@ Differs: the context vector of Table 3 scales and shifts the third layer's chann
 input, in a way it does not give: a constant channel would be taken out again by the batch norm that follows.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import nn
 
+from headstart.inputs.images import ImageInputs
 from headstart.losses import Criterion, accuracy
 from headstart.models import MLP, Conv4
 from headstart.models.adapters import add_context
@@ -23,6 +25,7 @@ from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
+from headstart.tasks.likeness import Likeness
 from headstart.training.evaluate import Metric
 from headstart.types import Task
 
@@ -132,6 +135,14 @@ class CharacterRecipe(SupervisedRecipe):
         if self.dataset != "omniglot" or self.ways != 20:
             return super().one_shot_runs(data)
         return omniglot.one_shot_runs(data)
+
+    def inputs(self, seen: Mapping[str, Any]) -> ImageInputs:
+        """Grey drawings, whose ink counts."""
+        return ImageInputs(SIZE, ink=True, likeness=Likeness.from_json(seen["images"]) if "images" in seen else None)
+
+    def seen(self, data: Path | None) -> dict[str, Any]:
+        """What the training characters look like."""
+        return {"images": asdict(Likeness.of(self.store("train", data)))}
 
     @property
     def criterion(self) -> Criterion:

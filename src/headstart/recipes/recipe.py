@@ -62,6 +62,8 @@ class Recipe(ABC, Generic[L]):
     """Metrics of training to be shown as it goes, and what to call them."""
     reads_data: ClassVar[bool] = True
     """Whether a folder of data sets may be given."""
+    own_data: ClassVar[bool] = False
+    """Whether it learns from a person's own files: the data folder then is theirs, and is kept with the run."""
     devices: ClassVar[tuple[Device, ...]] = ("cpu", "cuda")
     """Where it can be computed."""
     named: ClassVar[tuple[str, ...]] = ()
@@ -77,6 +79,14 @@ class Recipe(ABC, Generic[L]):
     def better(self) -> int:
         """1 where more of the metric is better, -1 where less is."""
         return -1 if self.metric_name == "mse" else 1
+
+    def fitted(self, data: Path | None) -> "Recipe[L]":
+        """This recipe with what must be known of a person's own data before there can be a model: itself, for most.
+
+        Raises:
+            ValueError: The data cannot be used.
+        """
+        return self
 
     @abstractmethod
     def make_learner(self) -> L:

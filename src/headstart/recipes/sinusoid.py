@@ -4,6 +4,7 @@ Differs: the pretrained and the oracle network learn from 10 points of each wave
 the released code trains them on the support points.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import nn
 
+from headstart.inputs.points import PointInputs
 from headstart.losses import Criterion, squared_error
 from headstart.models import MLP
 from headstart.models.adapters import WithContext
@@ -66,6 +68,10 @@ class SinusoidRecipe(SupervisedRecipe):
         """Sine waves; parts differ in their random streams alone."""
         shots, queries = self.examples(shots, queries)
         return Sinusoids(shots=shots, queries=queries, oracle=self.oracle)
+
+    def inputs(self, seen: Mapping[str, Any]) -> PointInputs:
+        """Points of a wave."""
+        return PointInputs()
 
     @property
     def criterion(self) -> Criterion:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from headstart.algorithms.maml import MAML
+from headstart.inputs import Inputs
 from headstart.inner import SGD, Adam, InnerOptimizer, Momentum
 from headstart.layers import Norm
 from headstart.losses import Criterion
@@ -25,6 +26,9 @@ from headstart.training.run import Run
 from headstart.training.trainer import Trainer, Validation
 from headstart.training.tuning import Choice, ModeOrAuto, choose
 from headstart.types import Task, TaskSource, generator
+
+SEEN_FILE = "inputs.json"
+"""In a run folder: what is known of the training inputs besides the recipe."""
 
 Protocol = Literal["sampled", "one-shot-runs"]
 """Where test tasks come from: drawn by the recipe, or Omniglot's own 20 runs of 20-way one-shot classification."""
@@ -134,6 +138,14 @@ class SupervisedRecipe(Recipe[MAML]):
         ways: int | None = None,
     ) -> TaskSource:
         """Tasks of one part of the data, with this recipe's numbers of examples and classes or others."""
+
+    @abstractmethod
+    def inputs(self, seen: Mapping[str, Any]) -> Inputs:
+        """How a person's files become the model's inputs, given what was `seen` of the training inputs."""
+
+    def seen(self, data: Path | None) -> dict[str, Any]:
+        """What is worth knowing of the training inputs when somebody gives others, as JSON values."""
+        return {}
 
     @property
     @abstractmethod
@@ -259,6 +271,7 @@ class SupervisedRecipe(Recipe[MAML]):
         learner.chunk_size = choice.chunk_size
         updater = self.updater(learner, choice)  # which checks the choice before it is kept
         write_json(run.path / "engine.json", choice._asdict())
+        write_json(run.path / SEEN_FILE, self.seen(data))
         return Trainer(updater, learner.state_dict, source, validate, run, self.trainer_settings(), device)
 
     def with_tuned_rate(self, learner: MAML, data: Path | None, steps: int, shots: int | None = None) -> float:

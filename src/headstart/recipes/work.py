@@ -17,6 +17,7 @@ __all__ = [
     "VALIDATION_SEED",
     "Checkpoint",
     "config_of",
+    "data_of",
     "evaluate_run",
     "keep_evaluation",
     "trained",
@@ -25,9 +26,16 @@ __all__ = [
 Checkpoint = Literal["best", "last"]
 
 
-def config_of(name: str, recipe: Recipe[Any]) -> dict[str, Any]:
-    """What a run folder's `config.json` holds."""
-    return {"recipe": name, "kind": recipe.kind, "settings": asdict(recipe)}
+def config_of(name: str, recipe: Recipe[Any], data: Path | None = None) -> dict[str, Any]:
+    """What a run folder's `config.json` holds: where the data is, too, if they are a person's own."""
+    own = {"data": str(data.resolve())} if recipe.own_data and data is not None else {}
+    return {"recipe": name, "kind": recipe.kind, "settings": asdict(recipe), **own}
+
+
+def data_of(run: Run, given: Path | None) -> Path | None:
+    """The folder of data sets that was given, else the own data that a run was trained on."""
+    kept = run.config().get("data")
+    return Path(kept) if given is None and kept is not None else given
 
 
 def trained(
@@ -78,7 +86,7 @@ def evaluate_run(
         "checkpoint": checkpoint,
         "iteration": iteration,
         "metric": recipe.metric_name,
-        **recipe.evaluate(learner, recipe.conditions(**asked), data),
+        **recipe.evaluate(learner, recipe.conditions(**asked), data_of(run, data)),
     }
     return {**result, "published": [p._asdict() for p in _published(name, recipe, result)]}
 

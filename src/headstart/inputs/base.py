@@ -1,0 +1,92 @@
+"""What every kind of input offers."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from headstart.types import Batch
+
+
+class InputError(ValueError):
+    """A file or folder given to adapt on, or to predict, cannot be used; the message says why."""
+
+
+class Support(NamedTuple):
+    """A support set read from files.
+
+    Attributes:
+        batch: Inputs and targets, `[examples, ...]`.
+        classes: Names of the classes, by label; empty in regression.
+        notes: What looks wrong with it and yet does not stop adaptation, a sentence each.
+    """
+
+    batch: Batch
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Rows(NamedTuple):
+    """What is to be predicted, read from one file.
+
+    Attributes:
+        inputs: As the model takes them, `[rows, ...]`.
+        names: What tells the rows of the file apart in the answer, a dict of JSON values for each.
+    """
+
+    inputs: Any
+    names: list[dict[str, Any]]
+
+
+class Inputs(ABC):
+    """One kind of input: how files of it are read, and how outputs become an answer."""
+
+    several: ClassVar[bool] = True
+    """Whether a file holds several rows: an image is one, a CSV file many."""
+
+    @abstractmethod
+    def support(self, path: Path) -> Support:
+        """The support set at `path`.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+
+    @abstractmethod
+    def rows(self, path: Path) -> Rows:
+        """What is to be predicted at `path`.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+
+    def answers(self, outputs: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """What the model's outputs `[rows, outputs]` say of each row, as JSON values.
+
+        With classes: `class`, its `probability`, and all `probabilities`; outputs beyond the classes belong to none.
+        Without: `y`.
+
+        Raises:
+            InputError: An output is not a finite number.
+        """
+        if not bool(outputs.isfinite().all()):
+            raise InputError("The adapted model's outputs are not finite: adapt it with fewer steps, or other examples.")
+        if not classes:
+            return [{"y": value} for value in outputs[:, 0].tolist()]
+        found = []
+        for row in outputs[:, : len(classes)].softmax(-1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            named = dict(zip(classes, row, strict=True))
+            found.append({"class": classes[best], "probability": row[best], "probabilities": named})
+        return found
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
