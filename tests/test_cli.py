@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import os
 import signal
@@ -195,7 +197,7 @@ def test_columns_are_found_by_name(sinusoid_run, tmp_path, capsys):
         assert main(["adapt", str(sinusoid_run), "--support", str(tmp_path / f"{name}.csv"), "--out", str(out)]) == 0
         capsys.readouterr()
         assert main(["predict", str(out), str(tmp_path / "plain.csv"), "--json"]) == 0
-        predictions.append(json.loads(capsys.readouterr().out)[0]["predictions"])
+        predictions.append([row["y"] for row in json.loads(capsys.readouterr().out)])
     assert predictions[0] == predictions[1] == predictions[2] == predictions[3]
 
 
@@ -273,6 +275,10 @@ def test_adapt_and_predict_images(glyph_run, photos, tmp_path, capsys):
         )
     assert main(["predict", str(model), str(files[3]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [together[3]]  # alone as among others, to the last bit
+    assert main(["predict", str(model), str(files[3]), "--csv"]) == 0
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert line["class"] == together[3]["class"]
+    assert float(line["probability of gamma"]) == together[3]["probabilities"]["gamma"]
 
 
 def test_more_steps_fit_the_support_better(glyph_run, photos, tmp_path, capsys):
@@ -309,8 +315,14 @@ def test_adapt_and_predict_rows(sinusoid_run, tmp_path, capsys):
     (tmp_path / "new.csv").write_text("x\n0.5\n1.5\n")
     capsys.readouterr()
     assert main(["predict", str(model), str(tmp_path / "new.csv"), "--json"]) == 0
-    (result,) = json.loads(capsys.readouterr().out)
-    assert [p["x"] for p in result["predictions"]] == [0.5, 1.5]
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["x"] for row in rows] == [0.5, 1.5]
+    assert main(["predict", str(model), str(tmp_path / "new.csv"), "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(line["y"]) for line in lines] == [row["y"] for row in rows]
+    assert main(["predict", str(model), str(tmp_path / "new.csv")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("\t")[1] == "1.5"
+    assert main(["predict", str(model), str(tmp_path / "new.csv"), "--csv", "--json"]) == 2
 
 
 @pytest.mark.parametrize(

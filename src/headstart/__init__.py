@@ -2,6 +2,7 @@
 
 from headstart import tasks
 from headstart.adapt import adapt, inner_step, trajectory
+from headstart.adapted import load
 from headstart.algorithms import (
     ALFA,
     ANIL,
@@ -54,6 +55,7 @@ __all__ = [
     "ZeroHead",
     "adapt",
     "inner_step",
+    "load",
     "tasks",
     "trajectory",
 ]

@@ -21,7 +21,7 @@ from headstart.recipes import SinusoidRecipe, SupervisedRecipe, restore
 from headstart.recipes.learners import ANY_WAYS
 from headstart.recipes.supervised import SEEN_FILE
 from headstart.recipes.work import Checkpoint, data_of, trained
-from headstart.training.files import FileError, read_json, read_tensors, write_json, write_tensors
+from headstart.training.files import FileError, read_json, read_tensors, whole_folder, write_json, write_tensors
 from headstart.training.run import Run
 
 
@@ -86,10 +86,15 @@ class Adapted:
     about: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Write the folder that `load` reads."""
-        write_tensors(folder / "model.safetensors", self.model.state_dict(), {})
+        """Write the folder that `load` reads, in place of an adapted model that is there.
+
+        Raises:
+            FileError: The folder holds something else, or cannot be written.
+        """
         description = {"kind": self.recipe.kind, "settings": asdict(self.recipe), "classes": self.classes}
-        write_json(folder / "adapted.json", {**description, "seen": self.seen, **self.about})
+        with whole_folder(folder, "adapted.json") as part:
+            write_tensors(part / "model.safetensors", self.model.state_dict(), {})
+            write_json(part / "adapted.json", {**description, "seen": self.seen, **self.about})
 
     @torch.no_grad()
     def predict(self, file: Path | str) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,34 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` once all is written: there is never half of it.
+
+    Args:
+        folder: Where it goes. What is replaced is nothing, an empty folder, or an earlier one of its kind.
+        marker: A file that folders of this kind hold.
+
+    Raises:
+        FileError: The place holds something else, or the disk is full or not writable.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file: choose another name for the folder to write.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).exists():
+        raise FileError(f"{folder} holds other files: choose a new folder, or an empty one.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            part, before = Path(temporary) / "new", Path(temporary) / "old"
+            part.mkdir()
+            yield part
+            if folder.exists():
+                os.rename(folder, before)
+            os.rename(part, folder)
+    except OSError as error:
+        raise FileError(f"Cannot write {folder}: {error.strerror or error}. Free space, or choose another.") from error
 
 
 def write_json(path: Path, content: Any) -> None:
