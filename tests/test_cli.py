@@ -72,7 +72,7 @@ def test_list(capsys):
     assert listed["sinusoid-5shot"]["settings"]["iterations"] == 70_000
 
 
-@pytest.mark.parametrize("command", ["", "list", "train", "evaluate", "adapt", "predict", "report"])
+@pytest.mark.parametrize("command", ["", "list", "train", "evaluate", "adapt", "predict", "export", "report", "serve"])
 def test_help_is_there(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*([command] if command else []), "--help"])

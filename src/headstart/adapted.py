@@ -110,7 +110,9 @@ class Adapted:
         return [{**name, **answer} for name, answer in zip(rows.names, answers, strict=True)]
 
 
-def load_run(run: Run, *, checkpoint: Checkpoint = "best", steps: int | None = None, data: Path | None = None) -> Trained:
+def load_run(
+    run: Run, *, checkpoint: Checkpoint = "best", steps: int | None = None, data: Path | None = None
+) -> Trained:
     """A run's model, ready to adapt.
 
     Args:

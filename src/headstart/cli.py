@@ -1,4 +1,4 @@
-"""The command `headstart`: list, train, compare, evaluate, adapt, predict, report.
+"""The command `headstart`: list, train, compare, evaluate, adapt, predict, export, report, serve.
 
 Exit codes: 0 done, 1 failed at work, 2 wrong usage, 130 interrupted. Errors at work are one sentence on
 standard error; `--debug` shows where they came from.
@@ -21,9 +21,8 @@ import tyro
 from platformdirs import user_cache_dir
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from headstart import adapted, compare_command, recipes, terminal
+from headstart import adapt_command, compare_command, export_command, recipes, serve_command, terminal
 from headstart.allocator import keep_memory
-from headstart.inputs import InputError
 from headstart.layers import Norm
 from headstart.recipes import Recipe, work
 from headstart.recipes.recipe import TEST_SEED
@@ -228,76 +227,6 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Adapt:
-    """Adapt a run's model to your own examples, and keep the adapted model."""
-
-    run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
-    support: Path
-    """Folder with one sub-folder of images per class; for regression, a CSV file with columns x and y."""
-    out: Path
-    """Folder for the adapted model."""
-    steps: int | None = None
-    """Gradient steps; as many as the recipe evaluates with unless given."""
-    checkpoint: work.Checkpoint = "best"
-    """Best on validation tasks, or the last."""
-    data: Path | None = None
-    """Folder of data sets, for recipes that tune their step size; HEADSTART_DATA unless given."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-    def run(self) -> int:
-        """Adapt and save."""
-        if self.steps is not None and self.steps < 0:
-            raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
-        model, notes = adapted.adapt_run(
-            Run(self.run_folder), self.support, steps=self.steps, checkpoint=self.checkpoint, data=self.data
-        )
-        for note in notes:
-            _log.warning("%s", note)
-        model.save(self.out)
-        told = f" of {len(model.classes)} classes ({', '.join(model.classes)})" if model.classes else ""
-        print(f"Adapted in {model.about['steps']} steps to {model.about['examples']} examples{told}: {self.out}")
-        return 0
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Predict files with an adapted model: images, or CSV files with a column x."""
-
-    adapted_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTED")]
-    """Folder that `headstart adapt` wrote."""
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Files to predict."""
-    json: Flag = False
-    """Print one JSON array, an object per row; an image file is one row."""
-    csv: Flag = False
-    """Print CSV, with a column for each probability."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-    def run(self) -> int:
-        """Predict each file by itself; one that cannot be read does not stop the others."""
-        if not self.files:
-            raise UsageError("Give at least one file to predict.")
-        if self.json and self.csv:
-            raise UsageError("--json and --csv are two forms of the same: give one.")
-        model = adapted.load(self.adapted_folder)
-        results: list[dict[str, Any]] = []
-        for file in self.files:
-            try:
-                results += [{"file": str(file), **row} for row in model.predict(file)]
-            except InputError as error:
-                results.append({"file": str(file), "error": str(error)})
-                _log.error("%s", error)
-        if self.json:
-            print(json.dumps(results, indent=2, allow_nan=False))
-        else:
-            print(terminal.predictions_csv(results) if self.csv else terminal.predictions_text(results), end="")
-        return 1 if any("error" in result for result in results) else 0
-
-
-@dataclass(frozen=True)
 class Report:
     """Write a page with tables and figures of one or several runs."""
 
@@ -325,9 +254,11 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "compare": compare_command.Compare,
     "evaluate": Evaluate,
-    "adapt": Adapt,
-    "predict": Predict,
+    "adapt": adapt_command.Adapt,
+    "predict": adapt_command.Predict,
+    "export": export_command.Export,
     "report": Report,
+    "serve": serve_command.Serve,
 }
 
 

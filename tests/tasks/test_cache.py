@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from headstart.tasks import ClassStore, cache
-from headstart.tasks.cache import cached, source_key
+from headstart.tasks.cache import Prepared, cached, cached_images, source_key
 
 KEY = "0123456789abcdef" * 4
 STORE = ClassStore(torch.arange(2 * 3 * 16, dtype=torch.uint8).reshape(2, 3, 1, 4, 4), ("x", "y"))
+PREPARED = Prepared(STORE.images, {"names": ["x", "y"]})
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def test_full_disk_is_a_warning_and_leaves_nothing(
 
 def write_often(times: int) -> None:
     for _ in range(times):
-        cache._write(cache.cache_folder() / "prepared" / "set.safetensors", KEY, STORE)
+        cache._write(cache.cache_folder() / "prepared" / "set.safetensors", KEY, PREPARED)
 
 
 def test_two_processes_may_prepare_at_once(folder: Path) -> None:
@@ -88,7 +89,8 @@ def test_two_processes_may_prepare_at_once(folder: Path) -> None:
     writer.start()
     reads = 0
     while writer.is_alive() or reads == 0:
-        assert same(cache._read(folder / "set.safetensors", KEY))
+        images, about = cache._read(folder / "set.safetensors", KEY)
+        assert same(ClassStore(images, tuple(about["names"])))
         reads += 1
     writer.join()
     assert writer.exitcode == 0
@@ -103,3 +105,13 @@ def test_key_depends_on_version_path_and_content(tmp_path: Path) -> None:
     assert source_key("1", [one]) == keys[0]
     one.write_bytes(b"CONTENT")
     assert len({*keys, source_key("1", [one])}) == 5
+
+
+def test_images_of_any_shape_keep_what_is_known_of_them() -> None:
+    prepared = Prepared(
+        torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2), {"names": ["z", "a"], "counts": [4, 2]}
+    )
+    cached_images("set", KEY, lambda: prepared)
+    images, about = cached_images("set", KEY, lambda: pytest.fail("built although the cache is whole"))
+    assert torch.equal(images, prepared.images)
+    assert about == prepared.about

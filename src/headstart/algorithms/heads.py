@@ -65,21 +65,21 @@ class TaskHead(MAML, ABC):
 
     def outcomes(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Seen]:
         """As in `MAML`."""
-        with self._counted(tasks, self.ways):
+        with self.counted(tasks, self.ways):
             return super().outcomes(tasks)
 
     def adapt(self, support: Batch, steps: int | None = None, norm: Norm | None = None) -> nn.Module:
         """As in `MAML`; the adapted model has an output for each class of `support`."""
-        with self._counted(Task(support, support)):
+        with self.counted(Task(support, support)):
             return super().adapt(support, steps, norm)
 
     def predict(self, tasks: Task | Sequence[Task], *args: Any, **kwargs: Any) -> Any:
         """As in `MAML`, with as many outputs as the tasks have classes."""
-        with self._counted(tasks):
+        with self.counted(tasks):
             return super().predict(tasks, *args, **kwargs)
 
     @contextmanager
-    def _counted(self, tasks: Task | Sequence[Task], ways: int | None = None) -> Iterator[None]:
+    def counted(self, tasks: Task | Sequence[Task], ways: int | None = None) -> Iterator[None]:
         """The number of classes known, which `vmap` must not ask for."""
         if ways is None:
             ways = _count_ways(tasks)

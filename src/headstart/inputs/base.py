@@ -63,6 +63,14 @@ class Inputs(ABC):
             InputError: It cannot be used.
         """
 
+    def blank(self, count: int) -> Any:
+        """`count` examples of nothing, as the model takes them: their shapes are what export needs.
+
+        Raises:
+            InputError: They have no fixed shape.
+        """
+        raise InputError(f"{type(self).__name__} have no fixed shape, which an exported model needs.")
+
     def answers(self, outputs: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
         """What the model's outputs `[rows, outputs]` say of each row, as JSON values.
 
@@ -73,7 +81,7 @@ class Inputs(ABC):
             InputError: An output is not a finite number.
         """
         if not bool(outputs.isfinite().all()):
-            raise InputError("The adapted model's outputs are not finite: adapt it with fewer steps, or other examples.")
+            raise InputError("The model's outputs are not finite: adapt it with fewer steps, or on other examples.")
         if not classes:
             return [{"y": value} for value in outputs[:, 0].tolist()]
         found = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headstart.inputs.base import InputError, Inputs, Rows, Support
-from headstart.tasks.images import read_image
+from headstart.tasks.images import MAX_PIXELS, read_image
 from headstart.tasks.likeness import Likeness
 from headstart.types import Batch
 
@@ -58,10 +58,14 @@ class ImageInputs(Inputs):
         """The one image at `path`."""
         return Rows(self.image(path).unsqueeze(0), [{}])
 
-    def image(self, source: Path | BinaryIO) -> Tensor:
-        """One image, `[channels, size, size]`."""
+    def blank(self, count: int) -> Tensor:
+        """Images without ink."""
+        return torch.zeros(count, self.channels, self.size, self.size)
+
+    def image(self, source: Path | BinaryIO, name: str = "", max_pixels: int = MAX_PIXELS) -> Tensor:
+        """One image, `[channels, size, size]`; called `name` in errors, and refused where it has too many pixels."""
         try:
-            return read_image(source, self.size, self.ink, self.channels).float() / 255
+            return read_image(source, self.size, self.ink, self.channels, name, max_pixels).float() / 255
         except FileNotFoundError as error:
             raise InputError(f"There is no file {source}.") from error
         except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from headstart.inputs.base import InputError, Inputs, Rows, Support, is_number
 from headstart.types import Batch
@@ -23,6 +24,10 @@ class PointInputs(Inputs):
         """The x of a CSV file."""
         inputs = torch.tensor([[row[0]] for row in _rows(path, ("x",))])
         return Rows(inputs, [{"x": x} for (x,) in inputs.tolist()])
+
+    def blank(self, count: int) -> Tensor:
+        """Points at 0."""
+        return torch.zeros(count, 1)
 
 
 def _rows(file: Path, names: tuple[str, ...]) -> list[list[float]]:

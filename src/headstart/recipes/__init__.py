@@ -3,10 +3,13 @@
 import difflib
 from typing import Any
 
-from headstart.recipes import averages, characters, control_experiments, sinusoid
+from headstart.recipes import averages, characters, control_experiments, intents, my_images, my_table, sinusoid
 from headstart.recipes.averages import AveragedSinusoidRecipe
 from headstart.recipes.characters import CharacterRecipe
 from headstart.recipes.control import ControlRecipe
+from headstart.recipes.intents import IntentRecipe, OwnTextRecipe
+from headstart.recipes.my_images import ImageRecipe
+from headstart.recipes.my_table import TableRecipe
 from headstart.recipes.recipe import Experiment, Published, Recipe
 from headstart.recipes.sinusoid import SinusoidRecipe
 from headstart.recipes.supervised import SupervisedRecipe
@@ -16,10 +19,14 @@ __all__ = [
     "CharacterRecipe",
     "ControlRecipe",
     "Experiment",
+    "ImageRecipe",
+    "IntentRecipe",
+    "OwnTextRecipe",
     "Published",
     "Recipe",
     "SinusoidRecipe",
     "SupervisedRecipe",
+    "TableRecipe",
     "experiment",
     "experiments",
     "restore",
@@ -28,7 +35,7 @@ __all__ = [
 
 def experiments() -> dict[str, Experiment]:
     """Every experiment, by name."""
-    sources = (sinusoid, averages, characters, control_experiments)
+    sources = (sinusoid, averages, characters, intents, my_images, my_table, control_experiments)
     return {e.name: e for source in sources for e in source.experiments()}
 
 
@@ -48,7 +55,9 @@ def experiment(name: str) -> Experiment:
 
 def restore(config: dict[str, Any]) -> Recipe[Any]:
     """The recipe that a run's `config.json` describes."""
-    kinds = {cls.kind: cls for cls in (SinusoidRecipe, AveragedSinusoidRecipe, CharacterRecipe, ControlRecipe)}
+    own = (ImageRecipe, TableRecipe, IntentRecipe, OwnTextRecipe)
+    known = (SinusoidRecipe, AveragedSinusoidRecipe, CharacterRecipe, *own, ControlRecipe)
+    kinds = {cls.kind: cls for cls in known}
     try:
         return kinds[config["kind"]].from_config(config["settings"])
     except (KeyError, TypeError, ValueError) as error:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from headstart.algorithms.maml import MAML
-from headstart.inputs import Inputs
 from headstart.inner import SGD, Adam, InnerOptimizer, Momentum
+from headstart.inputs import Inputs
 from headstart.layers import Norm
 from headstart.losses import Criterion
 from headstart.recipes import learners
@@ -127,6 +127,10 @@ class SupervisedRecipe(Recipe[MAML]):
     @abstractmethod
     def model(self) -> nn.Module:
         """The network, freshly initialised."""
+
+    def start(self) -> nn.Module:
+        """The network that training starts from: freshly initialised, for most."""
+        return self.model()
 
     @abstractmethod
     def source(
@@ -244,7 +248,7 @@ class SupervisedRecipe(Recipe[MAML]):
         """See that the network can be made, and the mode be had on that device."""
         if self.mode == "graphed" and device.type != "cuda":
             raise ValueError(f"--mode graphed needs a GPU, and the device is {device}: use compiled, eager or auto.")
-        self.make_learner()
+        self.make_learner(self.start())
 
     def restored(self, run: Run) -> MAML:
         """The learner of a run, computed in the chunks that were measured for it."""
@@ -256,7 +260,7 @@ class SupervisedRecipe(Recipe[MAML]):
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
         """A trainer at iteration 0, its network initialised from the recipe's seed."""
         torch.manual_seed(self.seed)
-        learner = self.make_learner().to(device)
+        learner = self.make_learner(self.start()).to(device)
         tasks = self._validation_tasks(data, device)
 
         def validate() -> Validation:
@@ -271,7 +275,8 @@ class SupervisedRecipe(Recipe[MAML]):
         learner.chunk_size = choice.chunk_size
         updater = self.updater(learner, choice)  # which checks the choice before it is kept
         write_json(run.path / "engine.json", choice._asdict())
-        write_json(run.path / SEEN_FILE, self.seen(data))
+        if seen := self.seen(data):
+            write_json(run.path / SEEN_FILE, seen)
         return Trainer(updater, learner.state_dict, source, validate, run, self.trainer_settings(), device)
 
     def with_tuned_rate(self, learner: MAML, data: Path | None, steps: int, shots: int | None = None) -> float:

@@ -40,6 +40,21 @@ class ClassStore:
                 "give one name of its own to each class"
             )
 
+    @property
+    def flat(self) -> Tensor:
+        """The images class after class, [total, channels, height, width]."""
+        return self.images.flatten(0, 1)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each class begins in `flat`."""
+        return tuple(self.images.shape[1] * index for index in range(len(self.names)))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Examples of each class."""
+        return (self.images.shape[1],) * len(self.names)
+
     def select(self, classes: Sequence[int]) -> "ClassStore":
         """A store of only these classes, in this order."""
         return ClassStore(self.images[torch.tensor(classes)], tuple(self.names[index] for index in classes))
@@ -47,6 +62,58 @@ class ClassStore:
     def to(self, device: torch.device | str) -> "ClassStore":
         """The same store with its images on `device`; episodes are fastest where the store is."""
         return ClassStore(self.images.to(device), self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedStore:
+    """Images of classes with different numbers of examples, and the classes' names.
+
+    Raises:
+        ValueError: If the images are not uint8 with four axes, or starts, counts and distinct names do not fit them.
+
+    >>> store = RaggedStore(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), (0, 2), (2, 3), ("cat", "dog"))
+    >>> store.select([1]).counts
+    (3,)
+    """
+
+    flat: Tensor
+    """uint8 [total, channels, height, width]; may be memory-mapped, and hold images of other classes too."""
+
+    starts: tuple[int, ...]
+    """Where the examples of each class begin."""
+
+    counts: tuple[int, ...]
+    """Examples of each class."""
+
+    names: tuple[str, ...]
+    """One name per class."""
+
+    def __post_init__(self) -> None:
+        if self.flat.dtype != torch.uint8 or self.flat.ndim != 4:
+            raise ValueError(
+                f"images are {self.flat.dtype} {list(self.flat.shape)}: give uint8 [total, channels, height, width]"
+            )
+        if not len(self.names) == len(set(self.names)) == len(self.counts) == len(self.starts):
+            raise ValueError(
+                f"{len(self.names)} names ({len(set(self.names))} of them distinct), {len(self.starts)} starts and "
+                f"{len(self.counts)} counts: give one of each to every class"
+            )
+        for name, start, count in zip(self.names, self.starts, self.counts, strict=True):
+            if start < 0 or count < 0 or start + count > len(self.flat):
+                raise ValueError(f"class {name}: {count} examples from {start} on are not among {len(self.flat)}")
+
+    def select(self, classes: Sequence[int]) -> "RaggedStore":
+        """A store of only these classes, in this order, on the same images."""
+        return RaggedStore(
+            self.flat,
+            tuple(self.starts[index] for index in classes),
+            tuple(self.counts[index] for index in classes),
+            tuple(self.names[index] for index in classes),
+        )
+
+    def to(self, device: torch.device | str) -> "RaggedStore":
+        """The same store with its images on `device`; episodes are fastest where the store is."""
+        return RaggedStore(self.flat.to(device), self.starts, self.counts, self.names)
 
 
 @dataclass(frozen=True)
@@ -64,7 +131,7 @@ class Episodes(TaskSource):
     (torch.Size([2, 5, 1, 28, 28]), torch.Size([2, 15]))
     """
 
-    store: ClassStore
+    store: ClassStore | RaggedStore
     """Where classes and examples are drawn from."""
 
     ways: int
@@ -81,7 +148,8 @@ class Episodes(TaskSource):
     paper's released code does; `classes` makes a class of its own of each turn of each class (Vinyals et al. 2016)."""
 
     def __post_init__(self) -> None:
-        classes, examples, _, height, width = self.store.images.shape
+        classes, examples = len(self.store.counts), min(self.store.counts, default=0)
+        height, width = self.store.flat.shape[-2:]
         for name, count in (("ways", self.ways), ("shots", self.shots), ("queries", self.queries)):
             if count < 1:
                 raise ValueError(f"{name}={count}: give at least 1")
@@ -93,9 +161,10 @@ class Episodes(TaskSource):
         if self.ways > available:
             raise ValueError(f"ways={self.ways} but the store has {available} classes: lower ways or add classes")
         if self.shots + self.queries > examples:
+            least = "" if len(set(self.store.counts)) == 1 else " of some class"
             raise ValueError(
                 f"shots={self.shots} and queries={self.queries} need {self.shots + self.queries} examples per class "
-                f"but the store has {examples}: lower one of them or add examples"
+                f"but the store has {examples}{least}: lower one of them or add examples"
             )
 
     def sample(self, size: int, generator: torch.Generator) -> Task:
@@ -109,7 +178,7 @@ class Episodes(TaskSource):
         if size < 1:
             raise ValueError(f"size={size}: a meta-batch holds at least 1 task")
         classes, turns = self._draw_classes(size, generator)
-        examples = _choose(self.shots + self.queries, self.store.images.shape[1], (size, self.ways), generator)
+        examples = self._draw_examples(classes, generator)
         return Task(
             self._batch(classes, examples[..., : self.shots], turns),
             self._batch(classes, examples[..., self.shots :], turns),
@@ -126,12 +195,20 @@ class Episodes(TaskSource):
             return drawn, None
         return drawn, torch.randint(4, (size, self.ways), generator=generator, device=generator.device)
 
+    def _draw_examples(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+        """For each of `classes` different examples of it, in random order: [size, ways, shots + queries]."""
+        counts = torch.tensor(self.store.counts, device=classes.device)
+        most = max(self.store.counts)
+        draws = torch.rand(*classes.shape, most, generator=generator, device=generator.device)
+        absent = torch.arange(most, device=classes.device) >= counts[classes].unsqueeze(-1)
+        return draws.masked_fill_(absent, -1).topk(self.shots + self.queries).indices
+
     def _batch(self, classes: Tensor, examples: Tensor, turns: Tensor | None) -> Batch:
         size, ways, count = examples.shape
-        stored = self.store.images
+        stored, starts = self.store.flat, torch.tensor(self.store.starts, device=classes.device)
         # index_select copies whole images; indexing by two tensors goes pixel by pixel, 17 times slower on a CPU.
-        rows = (classes[..., None] * stored.shape[1] + examples).flatten().to(stored.device)
-        images = stored.flatten(0, 1).index_select(0, rows).to(classes.device).unflatten(0, examples.shape)
+        rows = (starts[classes].unsqueeze(-1) + examples).flatten().to(stored.device)
+        images = stored.index_select(0, rows).to(classes.device).unflatten(0, examples.shape)
         if turns is not None:
             images = _rotate(images, turns[:, :, None, None, None, None])
         targets = torch.arange(ways, device=classes.device).repeat_interleave(count).expand(size, -1)

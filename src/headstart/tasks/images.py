@@ -7,7 +7,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 80_000_000
@@ -22,7 +22,14 @@ _DAMAGE = (
 )
 
 
-def read_image(source: Path | BinaryIO, size: int, ink: bool, channels: Literal[1, 3] = 1, name: str = "") -> Tensor:
+def read_image(
+    source: Path | BinaryIO,
+    size: int,
+    ink: bool,
+    channels: Literal[1, 3] = 1,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
     """An image as uint8 [channels, size, size]: upright, on white paper, resized by Lanczos.
 
     Args:
@@ -32,12 +39,13 @@ def read_image(source: Path | BinaryIO, size: int, ink: bool, channels: Literal[
             image that is not square onto a square of paper, where otherwise it is stretched.
         channels: 1 for grey, 3 for RGB.
         name: How errors call the image; the path, if there is one, by default.
+        max_pixels: Larger images are refused before they are decoded.
 
     Raises:
-        ValueError: If the file is no image of a known format, is damaged or has more than `MAX_PIXELS` pixels.
+        ValueError: If the file is no image of a known format, is damaged or too large.
         FileNotFoundError: If the path does not exist.
     """
-    return to_tensor(open_image(source, channels, name=name), size, ink)
+    return to_tensor(open_image(source, channels, name, max_pixels), size, ink)
 
 
 def open_image(
@@ -46,7 +54,7 @@ def open_image(
     """A decoded grey ("L") or "RGB" image: upright by its EXIF orientation, transparency laid over white paper.
 
     Raises:
-        ValueError: As for `read_image`, with `max_pixels` as the limit.
+        ValueError: As for `read_image`.
         FileNotFoundError: If the path does not exist.
     """
     name = name or (str(source) if isinstance(source, Path) else "the image")
@@ -58,7 +66,8 @@ def open_image(
     except FileNotFoundError:
         raise
     except _DAMAGE as error:
-        raise ValueError(f"cannot read {name} as an image ({', '.join(_FORMATS)}): {error}") from error
+        reason = "it is not one" if isinstance(error, UnidentifiedImageError) else error  # which names objects
+        raise ValueError(f"cannot read {name} as an image ({', '.join(_FORMATS)}): {reason}") from error
 
 
 def to_tensor(image: Image.Image, size: int, ink: bool) -> Tensor:

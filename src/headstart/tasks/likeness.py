@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.tasks.episodes import ClassStore
+from headstart.tasks.episodes import ClassStore, RaggedStore
 
 SAMPLED = 2000
 """Images of a store that are looked at."""
@@ -27,11 +27,12 @@ class Likeness:
     high: tuple[float, ...]
 
     @classmethod
-    def of(cls, store: ClassStore) -> "Likeness":
+    def of(cls, store: ClassStore | RaggedStore) -> "Likeness":
         """The ranges over a store's images, or over `SAMPLED` of them."""
-        images = store.images.flatten(0, 1)
-        chosen = torch.linspace(0, len(images) - 1, min(len(images), SAMPLED)).long()
-        numbers = _numbers(images[chosen].float() / 255)
+        ranges = zip(store.starts, store.counts, strict=True)
+        rows = torch.cat([torch.arange(start, start + count) for start, count in ranges])
+        chosen = torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).long()
+        numbers = _numbers(store.flat[rows[chosen]].float() / 255)
         return cls(tuple(numbers.amin(0).tolist()), tuple(numbers.amax(0).tolist()))
 
     @classmethod

@@ -1,0 +1,40 @@
+"""The command `headstart serve`."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from headstart.training.run import Run
+from headstart.usage import UsageError
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Show models learning on a page in the browser: those that come with Headstart, and a run of yours."""
+
+    run_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of a run of image classification, to be tried on the page too."""
+    host: str = "127.0.0.1"
+    """Address to serve at. The default is for this machine alone; at another, whoever can reach it can use it."""
+    port: int = 8000
+    """Port to serve at; 0 for one that is free."""
+    open: Flag = False
+    """Open the page in the browser."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Serve until interrupted."""
+        if not 0 <= self.port <= 65535:
+            raise UsageError(f"--port must be from 0 to 65535, got {self.port}.")
+        if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart")):
+            raise ImportError("`headstart serve` needs Starlette and uvicorn: pip install 'headstart[serve]'")
+        from headstart.serve.server import serve  # an extra: imported where it is used
+
+        serve(None if self.run_folder is None else Run(self.run_folder), self.host, self.port, self.open)
+        return 0
