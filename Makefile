@@ -7,7 +7,7 @@ BENCH_BIN := .venv-bench/bin
 BENCH_PIP := $(BENCH_BIN)/python -m pip --quiet --disable-pip-version-check
 BENCH_PINS := -c constraints.txt -c benchmarks/constraints.txt
 
-.PHONY: demo test check bench results clean
+.PHONY: demo test check bench results site clean
 
 demo: .venv/demo  ## train, evaluate, and write one page of figures
 	$(BIN)/python examples/demo.py
@@ -33,8 +33,15 @@ results: .venv/demo  ## rebuild the results tables from docs/results/
 	$(BIN)/python -m headstart.report.tables docs/results README.md docs/results.md
 	$(BIN)/python -m headstart.report.comparisons docs/results docs/comparisons.md
 
+site: .venv/demo node_modules  ## the page that needs no server, into build/site
+	$(PIP) -e '.[serve,export]'
+	$(BIN)/headstart serve --static build/site --runtime node_modules/onnxruntime-web/dist
+
+node_modules:  ## ONNX Runtime for browsers, which executes the site's graphs
+	npm install --silent --no-save --no-package-lock --no-fund --no-audit onnxruntime-web@1.30.0
+
 clean:
-	rm -rf .venv .venv-bench
+	rm -rf .venv .venv-bench node_modules
 
 .venv/demo: .venv/created
 	$(PIP) -e '.[report]'

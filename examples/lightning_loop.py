@@ -1,7 +1,7 @@
 """MAML in a Lightning training loop: a learner is an `nn.Module`, so nothing special is needed.
 
-    pip install pytorch-lightning
-    python examples/lightning_loop.py
+pip install pytorch-lightning
+python examples/lightning_loop.py
 """
 
 from collections.abc import Iterator

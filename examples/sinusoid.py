@@ -1,6 +1,6 @@
 """Meta-learn sine waves, then learn a new one from five points: the paper's first experiment, in twenty lines.
 
-    python examples/sinusoid.py
+python examples/sinusoid.py
 """
 
 import torch

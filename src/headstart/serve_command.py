@@ -25,16 +25,31 @@ class Serve:
     """Port to serve at; 0 for one that is free."""
     open: Flag = False
     """Open the page in the browser."""
+    static: Path | None = None
+    """Write the page as files into this folder, and serve nothing: any static host will do, and the networks learn in
+    the visitor's browser."""
+    runtime: Path | None = None
+    """For --static: the folder dist of the npm package onnxruntime-web."""
     debug: Flag = False
     """Show the traceback of an error."""
 
     def run(self) -> int:
-        """Serve until interrupted."""
+        """Serve until interrupted, or write the files."""
+        if (self.static is None) != (self.runtime is None):
+            raise UsageError("--static OUT and --runtime DIR go together: give both or neither.")
+        if self.static is not None and self.run_folder is not None:
+            raise UsageError(f"{self.run_folder} needs the server: leave it out, or leave out --static.")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port must be from 0 to 65535, got {self.port}.")
         if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart")):
             raise ImportError("`headstart serve` needs Starlette and uvicorn: pip install 'headstart[serve]'")
-        from headstart.serve.server import serve  # an extra: imported where it is used
+        if self.static is not None and self.runtime is not None:
+            from headstart.serve.static import build  # an extra: imported where it is used
+
+            build(self.static, self.runtime)
+            print(f"{self.static} is the page: any static host serves it.")
+            return 0
+        from headstart.serve.server import serve
 
         serve(None if self.run_folder is None else Run(self.run_folder), self.host, self.port, self.open)
         return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headstart.inputs.base import InputError, Inputs, Rows, Support
@@ -32,6 +33,10 @@ class TableInputs(Inputs):
     def rows(self, path: Path) -> Rows:
         """The rows of a CSV or Parquet file; the target need not be there, and is not looked at."""
         return _wrong_is_input_error(lambda: self._rows(read_table(path), str(path)))
+
+    def blank(self, count: int) -> Tensor:
+        """Rows of zeros: means, of no category."""
+        return torch.zeros(count, len(self.schema.names))
 
     def support_of(self, records: Sequence[Mapping[str, Any]]) -> Support:
         """As `support`, from JSON objects, one for each row."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from headstart.inputs.base import InputError, Inputs, Rows, Support
 from headstart.tasks.texts import Encode, by_label, read_columns
@@ -34,6 +35,10 @@ class TextInputs(Inputs):
         lines = path.suffix.lower() == ".txt"
         texts = _lines(path) if lines else [text for (text,) in _columns(path, ("text",))]
         return Rows(self.encode(texts), [{"text": text} for text in texts])
+
+    def blank(self, count: int) -> Tensor:
+        """Texts of one word."""
+        return self.encode(["word"] * count)
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> list[list[str]]:

@@ -1,0 +1,58 @@
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx2
+import pytest
+
+from headstart.inputs import InputError
+from headstart.serve.server import image_run, listening
+from headstart.shipped import shipped_run
+
+STARTED = """
+import logging, sys
+from headstart.serve_command import Serve
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+sys.exit(Serve(port=0).run())
+"""
+
+
+def test_a_server_answers_until_it_is_interrupted():
+    process = subprocess.Popen([sys.executable, "-c", STARTED], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.fullmatch(r"Serving (http://127\.0\.0\.1:(\d+)/); Ctrl-C stops it\.\n", line)
+        assert found, line + process.stderr.read()
+        with contextlib.closing(socket.create_connection(("127.0.0.1", int(found[2])))) as slow:
+            head = "POST /api/curve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            slow.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())  # and never the rest
+            assert httpx2.get(f"{found[1]}api/models").json()["run"] is None
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=60)[1]
+        assert process.returncode == 0
+        assert rest.endswith("Stopped.\n")
+        assert "Traceback" not in rest
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_port_that_is_taken_is_told():
+    with listening("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(
+            OSError, match=rf"port {port} of 127.0.0.1 \({os.strerror(errno.EADDRINUSE)}\): choose another --port"
+        ):
+            listening("127.0.0.1", port)
+
+
+def test_a_run_that_takes_no_images_is_refused():
+    with pytest.raises(InputError, match="sinusoid-10shot, whose inputs are no images"):
+        image_run(shipped_run("curve-maml"))
+    assert image_run(shipped_run("characters")).recipe.kind == "characters"
