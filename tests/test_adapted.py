@@ -13,11 +13,13 @@ from headstart.tasks import glyphs
 from headstart.training.files import FileError
 from headstart.training.run import Run
 
+SMALL = ["--smoke", "--mode", "eager", "--glyph-classes", "20"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "glyphs"
-    settings = ["--smoke", "--mode", "eager", "--learner", "shared-head", "--filters", "8"]
+    settings = [*SMALL, "--learner", "shared-head", "--filters", "8"]
     assert main(["train", "glyphs-5way-1shot", *settings, "--out", str(folder)]) == 0
     return Run(folder)
 
@@ -60,7 +62,7 @@ def test_predictions_are_the_models_own(adapted, support):
 
 
 def test_a_learner_of_five_ways_refuses_seven(support, tmp_path):
-    assert main(["train", "glyphs-5way-1shot", "--smoke", "--mode", "eager", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", "glyphs-5way-1shot", *SMALL, "--out", str(tmp_path / "run")]) == 0
     model = load_run(Run(tmp_path / "run"))
     with pytest.raises(InputError, match="7 classes; this run tells at most 5 apart"):
         model.adapt(model.inputs.support(support))

@@ -12,7 +12,9 @@ def test_they_are_small_and_complete():
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 2_000_000
     for name in SHIPPED:
         files = {str(file.relative_to(folder / name)) for file in (folder / name).rglob("*") if file.is_file()}
-        assert {"config.json", "inputs.json", "checkpoints/best.json", "checkpoints/best.safetensors"} <= files
+        assert {"config.json", "checkpoints/best.json", "checkpoints/best.safetensors"} <= files
+        assert (name == "characters") == ("inputs.json" in files)  # what the drawings look like
+        assert any(file.startswith("evaluations/") for file in files)
         assert not [file for file in files if "resume" in file]
 
 

@@ -37,8 +37,8 @@ class TrainCommand(Protocol):
         """Folder of data sets."""
         ...
 
-    def prepared(self) -> tuple[Run, Recipe[Any], dict[str, Any], torch.device]:
-        """Where to train what on which device; raises `UsageError` where that cannot work."""
+    def prepared(self) -> tuple[Run, Recipe[Any], dict[str, Any], torch.device, Path | None]:
+        """Where to train what on which device and data; raises `UsageError` where that cannot work."""
         ...
 
 

@@ -210,7 +210,7 @@ def experiments() -> list[Experiment]:
             recipe = IntentRecipe(**_settings(shots), dataset=dataset, split=split)
             summary = f"{told} intents, 5 ways, {shots} shot{'s' if shots > 1 else ''}"
             found.append(Experiment(f"{dataset}-5way-{shots}shot", summary, recipe))
-    own = OwnTextRecipe(**(_settings(1) | {"queries": 5, "eval_queries": 5}))
+    own = OwnTextRecipe(**{**_settings(1), "queries": 5, "eval_queries": 5})
     found.append(Experiment("my-text", "Your own texts: a CSV file with columns text and label", own))
     return found
 

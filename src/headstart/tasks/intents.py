@@ -72,7 +72,7 @@ def by_hash(names: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
     """`names` in parts of these sizes, each sorted; which name goes where depends on the names alone.
 
     >>> by_hash(["balance", "bill", "card", "rate"], (2, 1, 1))
-    [['bill', 'rate'], ['balance'], ['card']]
+    [['bill', 'card'], ['balance'], ['rate']]
     """
     shuffled = sorted(names, key=lambda name: (zlib.crc32(name.encode()), name))
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
