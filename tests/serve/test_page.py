@@ -172,14 +172,24 @@ def test_the_curve_bends_to_the_points_and_its_error_falls(visiting: Visiting):
 def test_a_random_sine_is_played_step_by_step_and_its_true_error_falls(visiting: Visiting):
     visit = visiting(reduced_motion="no-preference")
     visit.tab("Curve")
+    visit.page.evaluate(
+        """() => {
+            window.shown = [];
+            const panel = document.querySelector("#panel-curve");
+            const note = () => window.shown.push(parseInt(panel.querySelector("output")?.textContent));
+            new MutationObserver(note).observe(panel, {subtree: true, childList: true, characterData: true});
+        }"""
+    )
     visit.page.click("text=Draw a random sine")
     visit.page.wait_for_selector(".plot path.truth")
-    visit.page.wait_for_selector('#panel-curve output:text("2 steps")')
+    visit.page.wait_for_selector('#panel-curve output:text("10 steps")')
+    shown = [step for step in visit.page.evaluate("window.shown") if step is not None]
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 3  # one after the other, and not the last at once
     assert visit.page.locator(".plot .point").count() == 5
     errors = visit.errors("maml")
     assert min(errors[1:]) < errors[0]
     assert visit.page.is_visible("text=Error against the true sine")
-    visit.page.click('#panel-curve >> text="Stop"')
     visit.page.click('#panel-curve >> text="Clear all"')
     visit.page.wait_for_selector("text=click or tap to add a point")
 

@@ -52,7 +52,15 @@ def test_a_port_that_is_taken_is_told():
             listening("127.0.0.1", port)
 
 
+def test_answers_are_not_held_back():
+    """The second part of an answer does not wait for the first to be acknowledged."""
+    with listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_run_that_takes_no_images_is_refused():
-    with pytest.raises(InputError, match="sinusoid-10shot, whose inputs are no images"):
+    with pytest.raises(InputError, match="sinusoid-5shot, whose inputs are no images"):
         image_run(shipped_run("curve-maml"))
     assert image_run(shipped_run("characters")).recipe.kind == "characters"
