@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -116,6 +118,75 @@ def test_a_failure_leaves_the_old_model_whole(adapted, tmp_path, monkeypatch):
     assert (tmp_path / "model" / "adapted.json").read_text() == before
     headstart.load(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_old_model_survives_a_swap_that_fails(adapted, tmp_path, monkeypatch):
+    adapted.save(tmp_path / "model")
+    rename, calls = os.rename, []
+
+    def second_fails(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(FileError, match="No space left"):
+        adapted.save(tmp_path / "model")
+    headstart.load(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_files_of_ones_own_beside_a_model_are_not_lost(adapted, tmp_path):
+    adapted.save(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(FileError, match=r"notes\.txt"):
+        adapted.save(tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
+def test_tensors_are_predicted_too(adapted, support):
+    (from_file,) = adapted.predict(support / "class0" / "0.png")
+    (from_tensor,) = adapted.predict(adapted.inputs.rows(support / "class0" / "0.png").inputs)
+    assert from_tensor == from_file
+    with pytest.raises(InputError, match="give a path"):
+        adapted.predict([{"x": 1.0}])
+
+
+def test_a_query_unlike_the_training_images_has_a_note(adapted, support, tmp_path, capsys):
+    Image.new("L", (40, 40), 0).save(tmp_path / "dark.png")
+    (told,) = adapted.predict(tmp_path / "dark.png")
+    assert "brightness" in told["note"]
+    (fine,) = adapted.predict(support / "class0" / "0.png")
+    assert "note" not in fine
+    adapted.save(tmp_path / "model")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "model"), str(tmp_path / "dark.png")]) == 0
+    assert "unlike the training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"classes": None}, {"seen": 3}, {"settings": []}, {"classes": ["c"] * 9}])
+def test_a_damaged_description_is_told(change, adapted, support, tmp_path):
+    adapted.save(tmp_path / "model")
+    file = tmp_path / "model" / "adapted.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises((FileError, InputError), match=r"adapted\.json"):
+        headstart.load(tmp_path / "model").predict(support / "class0" / "0.png")
+    file.write_text("null")
+    with pytest.raises(FileError, match=r"adapted\.json"):
+        headstart.load(tmp_path / "model")
+
+
+def test_what_cannot_be_followed_is_not_written(tmp_path, capsys):
+    assert main(["train", "sinusoid-5shot", "--smoke", "--mode", "eager", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "far.csv").write_text("x,y\n1,1e38\n2,3e38\n")
+    arguments = ["adapt", str(tmp_path / "run"), "--support", str(tmp_path / "far.csv"), "--out", str(tmp_path / "a")]
+    assert main(arguments) == 1
+    assert "no longer finite" in capsys.readouterr().err
+    (tmp_path / "far.csv").write_text("x,y\n1,1e39\n")
+    assert main(arguments) == 1
+    assert "finite numbers" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
 
 
 def test_outputs_that_are_not_finite_are_told(adapted, support):

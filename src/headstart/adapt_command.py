@@ -79,7 +79,10 @@ class Predict:
         results: list[dict[str, Any]] = []
         for file in self.files:
             try:
-                results += [{"file": str(file), **row} for row in model.predict(file)]
+                rows = model.predict(file)
+                results += [{"file": str(file), **row} for row in rows]
+                for note in dict.fromkeys(row["note"] for row in rows if "note" in row):
+                    _log.warning("%s: %s", file, note)
             except InputError as error:
                 results.append({"file": str(file), "error": str(error)})
                 _log.error("%s", error)

@@ -7,16 +7,17 @@ Batch norm uses the support set's statistics, whatever it was trained with: what
 must not depend on which others are predicted with it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.algorithms.maml import MAML
 from headstart.algorithms.names import put
-from headstart.inputs import InputError, Inputs, Support
+from headstart.inputs import InputError, Inputs, Rows, Support
 from headstart.recipes import SinusoidRecipe, SupervisedRecipe, restore
 from headstart.recipes.learners import ANY_WAYS
 from headstart.recipes.supervised import SEEN_FILE
@@ -51,7 +52,7 @@ class Trained:
             steps: Gradient steps; None for the number the recipe evaluates with.
 
         Raises:
-            InputError: It has more classes than the model tells apart.
+            InputError: It has more classes than the model tells apart, or the model cannot follow its values.
         """
         steps = self.recipe.eval_steps if steps is None else steps
         limit = None if self.recipe.learner in ANY_WAYS else self.recipe.classes
@@ -61,7 +62,13 @@ class Trained:
                 f"out, or train with --learner {', '.join(ANY_WAYS)}, which take any number."
             )
         model = self.learner.adapt(support.batch, steps, norm="support")
-        about = {**self.about, "steps": steps, "norm": "support", "examples": len(support.batch.targets)}
+        if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+            raise InputError(
+                f"After {steps} steps the model is no longer finite: look for values far from those trained on, or "
+                "adapt with fewer steps."
+            )
+        count = len(support.batch.targets)
+        about = {**self.about, "steps": steps, "norm": "support", "examples": count, "notes": list(support.notes)}
         return Adapted(model, self.recipe, self.inputs, support.classes, self.seen, about)
 
 
@@ -92,20 +99,28 @@ class Adapted:
             FileError: The folder holds something else, or cannot be written.
         """
         description = {"kind": self.recipe.kind, "settings": asdict(self.recipe), "classes": self.classes}
-        with whole_folder(folder, "adapted.json") as part:
+        with whole_folder(folder, ("adapted.json", "model.safetensors")) as part:
             write_tensors(part / "model.safetensors", self.model.state_dict(), {})
             write_json(part / "adapted.json", {**description, "seen": self.seen, **self.about})
 
     @torch.no_grad()
-    def predict(self, file: Path | str) -> list[dict[str, Any]]:
-        """What the model says of each row of a file, as JSON values; an image file is one row.
+    def predict(self, source: Path | str | Tensor | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the model says of each row, as JSON values.
 
-        In classification `class`, `probability` and all `probabilities`; in regression the value predicted.
+        In classification `class`, `probability` and all `probabilities`; in regression the value predicted; a `note`
+        where a row looks unlike what the model was trained on.
+
+        Args:
+            source: A file, of which an image is one row; for tables rows as dicts as well; or inputs as the model
+                takes them, `[rows, ...]`.
 
         Raises:
-            InputError: The file is missing or damaged.
+            InputError: The file is missing or damaged, or there is nothing of that kind to predict.
         """
-        rows = self.inputs.rows(Path(file))
+        if isinstance(source, Tensor):
+            rows = Rows(source, [{}] * len(source))
+        else:
+            rows = self.inputs.rows(Path(source)) if isinstance(source, (str, Path)) else self.inputs.rows_of(source)
         answers = self.inputs.answers(self.model(rows.inputs), self.classes)
         return [{**name, **answer} for name, answer in zip(rows.names, answers, strict=True)]
 
@@ -161,7 +176,7 @@ def load(folder: Path | str) -> Adapted:
         if Run(folder).exists:
             _check_takes_examples(Run(folder))
         raise FileError(f"{folder} holds no adapted model: give a folder that `headstart adapt` wrote.")
-    description = read_json(folder / "adapted.json")
+    description = _description(folder / "adapted.json")
     recipe = restore(description)
     assert isinstance(recipe, SupervisedRecipe)
     learner = recipe.make_learner()
@@ -173,9 +188,18 @@ def load(folder: Path | str) -> Adapted:
         model.load_state_dict(tensors)
     except (RuntimeError, KeyError, ValueError) as error:
         raise FileError(f"{folder / 'model.safetensors'} does not fit adapted.json: {error}") from error
-    seen = description.get("seen", {})
+    seen = description["seen"]
     about = {k: v for k, v in description.items() if k not in ("kind", "settings", "classes", "seen")}
     return Adapted(model, recipe, recipe.inputs(seen), tuple(description["classes"]), seen, about)
+
+
+def _description(file: Path) -> dict[str, Any]:
+    """What `Adapted.save` wrote about a model."""
+    found = read_json(file)
+    fields = {"kind": str, "settings": dict, "classes": list, "seen": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in fields.items()):
+        raise FileError(f"{file} is not what `headstart adapt` wrote: it needs {', '.join(fields)}. Adapt again.")
+    return found
 
 
 def _check_takes_examples(run: Run) -> None:

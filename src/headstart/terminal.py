@@ -152,7 +152,7 @@ def predictions_text(results: list[dict[str, Any]]) -> str:
     """Predictions as lines of tab-separated values, without what a person does not look at."""
     rows = []
     for result in results:
-        shown = {name: value for name, value in result.items() if name not in ("probabilities", "error")}
+        shown = {name: value for name, value in result.items() if name not in ("probabilities", "error", "note")}
         if "error" not in result:
             rows.append("\t".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown.values()) + "\n")
     return "".join(rows)

@@ -162,12 +162,16 @@ CASES: dict[str, tuple[Setup, list[str], str]] = {
     "images: all corrupt": (corrupt, ON_PHOTOS, "no images"),
     "images: zip bombs": (only_bombs, ON_PHOTOS, "no images"),
     "images: too few each": (classes(6, 1), ON_PHOTOS, "too few"),
-    "images: one way": (nothing, [*ON_GOOD, "--ways", "1"], "ways"),
-    "images: size 0": (nothing, [*ON_GOOD, "--size", "0"], "size"),
+    "images: one way": (nothing, [*ON_GOOD, "--ways", "1"], "ways must be 2 or more"),
+    "images: size 0": (nothing, [*ON_GOOD, "--size", "0"], "size must be 16 or more"),
     "images: no such module": (nothing, [*ON_GOOD, "--model", "nowhere_at_all:make"], "cannot be imported"),
     "images: no such factory": (nothing, [*ON_GOOD, "--model", "math:make"], "cannot be imported"),
-    "images: a factory that fails": (module(OWN + "raise OSError('no')"), [*ON_GOOD, "--model", "{own}:make"], "no"),
-    "images: a factory of nothing": (module(OWN + "return 3"), [*ON_GOOD, "--model", "{own}:make"], "int"),
+    "images: a factory that fails": (
+        module(OWN + "raise OSError('no')"),
+        [*ON_GOOD, "--model", "{own}:make"],
+        "failed: OSError: no",
+    ),
+    "images: a factory of nothing": (module(OWN + "return 3"), [*ON_GOOD, "--model", "{own}:make"], "gave a int"),
     "images: other outputs": (
         module(OWN + "return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 9))"),
         [*ON_GOOD, "--model", "{own}:make"],
@@ -179,36 +183,68 @@ CASES: dict[str, tuple[Setup, list[str], str]] = {
         [*ON_GOOD, "--weights", "w.safetensors"],
         "safetensors",
     ),
-    "images: weights of another": (weights, [*ON_GOOD, "--weights", "other.safetensors"], "other"),
+    "images: weights of another": (weights, [*ON_GOOD, "--weights", "other.safetensors"], "it lacks body.0.0.weight"),
     # Your tables
-    "table: nowhere": (nothing, ON_TABLE, "table.csv"),
+    "table: nowhere": (nothing, ON_TABLE, "There is no file table.csv"),
     "table: a folder": (folders("table.csv"), ON_TABLE, "folder"),
     "table: empty": (text("table.csv", ""), ON_TABLE, "empty"),
     "table: header only": (text("table.csv", "device,heat,y\n"), ON_TABLE, "no rows"),
-    "table: binary": (raw("table.csv", bytes(range(256)) * 9), ON_TABLE, "table.csv"),
-    "table: a truncated Parquet file": (raw("t.parquet", b"PAR1abc"), [*ON_TABLE, "--data", "t.parquet"], "t.parquet"),
-    "table: no such target": (text("table.csv", FLEET), [*ON_TABLE, "--target", "z"], "heat"),
-    "table: no such task column": (text("table.csv", FLEET), [*ON_TABLE, "--task-column", "z"], "heat"),
-    "table: no target named": (text("table.csv", FLEET), [*ON_TABLE, "--target", ""], "--target"),
-    "table: one task": (text("table.csv", FLEET.replace("d1", "d0").replace("d2", "d0")[:200]), ON_TABLE, "task"),
-    "table: few rows per task": (text("table.csv", FLEET), [*ON_TABLE, "--shots", "50"], "rows"),
-    "table: the same column twice": (text("table.csv", "device,y,y\na,1,2\n"), ON_TABLE, "y"),
-    "table: target all missing": (text("table.csv", "device,heat,y\na,1,\nb,2,\n"), ON_TABLE, "y"),
+    "table: binary": (raw("table.csv", bytes(range(256)) * 9), ON_TABLE, "table.csv is no text"),
+    "table: a truncated Parquet file": (
+        raw("t.parquet", b"PAR1abc"),
+        [*ON_TABLE, "--data", "t.parquet"],
+        "Cannot read t.parquet as Parquet",
+    ),
+    "table: no such target": (
+        text("table.csv", FLEET),
+        [*ON_TABLE, "--target", "z"],
+        "no column z: its columns are device, heat, place, y",
+    ),
+    "table: no such task column": (
+        text("table.csv", FLEET),
+        [*ON_TABLE, "--task-column", "z"],
+        "no column z: its columns are device, heat, place, y",
+    ),
+    "table: no target named": (text("table.csv", FLEET), [*ON_TABLE, "--target", ""], "Say by --target which column"),
+    "table: one task": (
+        text("table.csv", FLEET.replace("d1", "d0").replace("d2", "d0")[:200]),
+        ON_TABLE,
+        "device has 1 different value",
+    ),
+    "table: few rows per task": (
+        text("table.csv", FLEET),
+        [*ON_TABLE, "--shots", "50"],
+        "0 of 12 tasks have 52 rows or more",
+    ),
+    "table: the same column twice": (text("table.csv", "device,y,y\na,1,2\n"), ON_TABLE, "more than one column y"),
+    "table: target all missing": (
+        text("table.csv", "device,heat,y\na,1,\nb,2,\n"),
+        ON_TABLE,
+        "y is missing in every row",
+    ),
     "table: columns all missing": (
         text("table.csv", "device,heat,y\n" + "".join(f"d{i % 9},,{i}\n" for i in range(99))),
         ON_TABLE,
-        "heat",
+        "no column to predict y from (heat: no value",
     ),
     "table: text among target numbers": (
         text("table.csv", FLEET.replace(",22\n", ",many\n")),
         [*ON_TABLE, "--target-kind", "number"],
-        "y",
+        "y is 'many'",
     ),
     # Adaptation
-    "adapt: no run": (nothing, ["adapt", "gone", "--support", "{support}", "--out", "a"], "gone"),
-    "adapt: path with ..": (nothing, ["adapt", "{images}", "--support", "../../gone", "--out", "a"], "gone"),
+    "adapt: no run": (nothing, ["adapt", "gone", "--support", "{support}", "--out", "a"], "gone is not a run folder"),
+    "adapt: path with ..": (
+        nothing,
+        ["adapt", "{images}", "--support", "../../gone", "--out", "a"],
+        "../../gone is not a folder",
+    ),
     "adapt: a file": (nothing, ["adapt", "{images}", "--support", "{curve}", "--out", "a"], "not a folder"),
-    "adapt: one class": (classes(1, 1), ["adapt", "{images}", "--support", "photos", "--out", "a"], "1 class"),
+    "adapt: one class": (
+        classes(1, 1),
+        ["adapt", "{images}", "--support", "photos", "--out", "a"],
+        "has 1 class folders",
+    ),
     "adapt: empty class": (folders("s/a", "s/b"), ["adapt", "{images}", "--support", "s", "--out", "a"], "is empty"),
     "adapt: unreadable image": (corrupt, ["adapt", "{images}", "--support", "photos", "--out", "a"], "cannot read"),
     "adapt: huge image": (only_bombs, ["adapt", "{images}", "--support", "photos", "--out", "a"], "pixels"),
@@ -230,10 +266,14 @@ CASES: dict[str, tuple[Setup, list[str], str]] = {
     "adapt: a column missing": (
         text("t.csv", "device,place,y\nd,north,3\n"),
         ["adapt", "{table}", "--support", "t.csv", "--out", "a"],
-        "heat",
+        "no column heat",
     ),
     "adapt: a policy": (nothing, ["adapt", "{policy}", "--support", "{support}", "--out", "a"], "policy"),
-    "adapt: steps below 0": (nothing, ["adapt", "{waves}", "--support", "{curve}", "--out", "a", "--steps", "-1"], "0"),
+    "adapt: steps below 0": (
+        nothing,
+        ["adapt", "{waves}", "--support", "{curve}", "--out", "a", "--steps", "-1"],
+        "must be 0 or more, got -1",
+    ),
     "adapt: out is a file": (text("a", "x"), ["adapt", "{waves}", "--support", "{curve}", "--out", "a"], "is a file"),
     "adapt: out is in use": (
         lambda folder, good: (folders("a")(folder, good), (folder / "a" / "thesis.txt").write_text("x")),
@@ -265,19 +305,31 @@ CASES: dict[str, tuple[Setup, list[str], str]] = {
     "predict: no such image": (nothing, ["predict", "{adapted-images}", "gone.png"], "gone.png"),
     "predict: text for an image": (nothing, ["predict", "{adapted-images}", "{curve}"], "cannot read"),
     "predict: an image for a table": (nothing, ["predict", "{adapted-waves}", "{support}/class0/0.png"], "CSV"),
-    "predict: a column missing": (text("t.csv", "place\nnorth\n"), ["predict", "{adapted-table}", "t.csv"], "heat"),
+    "predict: a column missing": (
+        text("t.csv", "place\nnorth\n"),
+        ["predict", "{adapted-table}", "t.csv"],
+        "no column heat",
+    ),
     "predict: two forms": (nothing, ["predict", "{adapted-waves}", "{curve}", "--csv", "--json"], "give one"),
     "predict: nothing": (nothing, ["predict", "{adapted-waves}"], "at least one"),
     # Export
-    "export: neither run nor model": (folders("m"), ["export", "m", "--out", "e.onnx"], "m"),
-    "export: another suffix": (nothing, ["export", "{adapted-waves}", "--out", "e.tflite"], ".onnx"),
+    "export: neither run nor model": (
+        folders("m"),
+        ["export", "m", "--out", "e.onnx"],
+        "neither a run nor an adapted model",
+    ),
+    "export: another suffix": (nothing, ["export", "{adapted-waves}", "--out", "e.tflite"], "must end in .onnx"),
     "export: a policy": (nothing, ["export", "{policy}", "--out", "e.onnx"], "policy"),
     # The page
     "serve: a port that is none": (nothing, ["serve", "--port", "70000"], "65535"),
-    "serve: a run of another kind": (nothing, ["serve", "{waves}", "--port", "0"], "image"),
-    "serve: no run": (nothing, ["serve", "gone", "--port", "0"], "gone"),
+    "serve: a run of another kind": (nothing, ["serve", "{waves}", "--port", "0"], "whose inputs are no images"),
+    "serve: no run": (nothing, ["serve", "gone", "--port", "0"], "gone is not a run folder"),
 }
-USAGE = ("predict: two forms", "predict: nothing", "adapt: steps below 0", "serve: a port that is none")
+USAGE = (
+    *("predict: two forms", "predict: nothing", "adapt: steps below 0", "serve: a port that is none"),
+    *("export: neither run nor model", "export: another suffix"),
+)
+"""Wrong in the arguments themselves, beside all of training's: exit code 2, where work that fails ends with 1."""
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -312,9 +364,8 @@ def test_it_is_told_and_nothing_is_written(name, good, tmp_path, monkeypatch, ca
     before = tree(tmp_path)
     code, error = told([argument.format_map(values) for argument in arguments], capsys)
     assert phrase in error
-    assert "headstart" in error or name.startswith("predict: ")
-    assert len(error.strip().splitlines()[-1]) < 500
-    wrong_usage = arguments[0] in ("train", "export") or name in USAGE
+    assert max(map(len, error.splitlines())) < 500
+    wrong_usage = arguments[0] == "train" or name in USAGE
     assert code == (2 if wrong_usage else 1), error
     assert tree(tmp_path) == before
 

@@ -33,7 +33,7 @@ def test_support_and_rows_are_encoded_alike(tmp_path):
     rows = table.rows(csv(tmp_path / "r.csv", "device,x,kind", "new,0.001,a", "", "new,0.002,b"))
     torch.testing.assert_close(support.batch.inputs, rows.inputs, rtol=0, atol=0)
     assert support.notes == support.classes == ()
-    assert rows.names == [{"row": 1, "device": "new"}, {"row": 3, "device": "new"}]
+    assert rows.names == [{"row": 1, "task": "new"}, {"row": 3, "task": "new"}]
     assert table.rows(csv(tmp_path / "t.csv", "x,kind", "0.001,a")).names == [{"row": 1}]
 
 

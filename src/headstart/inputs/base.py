@@ -1,11 +1,11 @@
 """What every kind of input offers."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from headstart.types import Batch
@@ -41,11 +41,36 @@ class Rows(NamedTuple):
     names: list[dict[str, Any]]
 
 
+class Unit(NamedTuple):
+    """The unit of a regression's target, where the model is trained on `(target - mean) / scale`.
+
+    Attributes:
+        mean: Of the training targets.
+        scale: Their deviation.
+    """
+
+    mean: float
+    scale: float
+
+    def standardised(self, targets: Tensor) -> Tensor:
+        """What the model learns from, in the precision of `targets`; float64 keeps small deviations of a large mean."""
+        return (targets - self.mean) / self.scale
+
+    def restored(self, outputs: Tensor) -> Tensor:
+        """The model's outputs in the target's unit, float64."""
+        return outputs.double() * self.scale + self.mean
+
+
 class Inputs(ABC):
     """One kind of input: how files of it are read, and how outputs become an answer."""
 
     several: ClassVar[bool] = True
     """Whether a file holds several rows: an image is one, a CSV file many."""
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of the target, where the model's own is another; None where it is not, and with classes."""
+        return None
 
     @abstractmethod
     def support(self, path: Path) -> Support:
@@ -71,11 +96,19 @@ class Inputs(ABC):
         """
         raise InputError(f"{type(self).__name__} have no fixed shape, which an exported model needs.")
 
+    def rows_of(self, records: Sequence[Mapping[str, Any]]) -> Rows:
+        """What is to be predicted, from JSON objects, one for each row.
+
+        Raises:
+            InputError: Such inputs are none.
+        """
+        raise InputError(f"{type(self).__name__} are read from files: give a path.")
+
     def answers(self, outputs: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
         """What the model's outputs `[rows, outputs]` say of each row, as JSON values.
 
         With classes: `class`, its `probability`, and all `probabilities`; outputs beyond the classes belong to none.
-        Without: `y`.
+        Without: `y`, in the target's unit.
 
         Raises:
             InputError: An output is not a finite number.
@@ -83,7 +116,13 @@ class Inputs(ABC):
         if not bool(outputs.isfinite().all()):
             raise InputError("The model's outputs are not finite: adapt it with fewer steps, or on other examples.")
         if not classes:
-            return [{"y": value} for value in outputs[:, 0].tolist()]
+            values = outputs if self.unit is None else self.unit.restored(outputs)
+            return [{"y": value} for value in values[:, 0].tolist()]
+        if outputs.shape[1] < len(classes):
+            raise InputError(
+                f"The model has {outputs.shape[1]} outputs for {len(classes)} classes: adapted.json was changed. Adapt "
+                "again."
+            )
         found = []
         for row in outputs[:, : len(classes)].softmax(-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
@@ -93,8 +132,8 @@ class Inputs(ABC):
 
 
 def is_number(text: str) -> bool:
-    """Whether `text` is a finite number."""
+    """Whether `text` is a finite number, in single precision too."""
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) <= torch.finfo(torch.float32).max
     except ValueError:
         return False

@@ -55,8 +55,10 @@ class ImageInputs(Inputs):
         return Support(Batch(inputs, torch.tensor(labels)), tuple(images), notes)
 
     def rows(self, path: Path) -> Rows:
-        """The one image at `path`."""
-        return Rows(self.image(path).unsqueeze(0), [{}])
+        """The one image at `path`, with a note if it looks unlike the training images."""
+        inputs = self.image(path).unsqueeze(0)
+        unlike = [] if self.likeness is None else self.likeness.unlike(inputs)
+        return Rows(inputs, [{"note": f"unlike the training images: {reason}"} for _, reason in unlike] or [{}])
 
     def blank(self, count: int) -> Tensor:
         """Images without ink."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.inputs.base import InputError, Inputs, Rows, Support
+from headstart.inputs.base import InputError, Inputs, Rows, Support, Unit
 from headstart.tasks.schema import Schema
 from headstart.tasks.table_files import Table, from_records, read_table
 from headstart.types import Batch
@@ -25,6 +25,11 @@ class TableInputs(Inputs):
     """Rows as the model takes them, float32 `[rows, inputs]`, and its outputs in the target's own unit."""
 
     schema: Schema
+
+    @property
+    def unit(self) -> Unit | None:
+        """The target's, if it is a number."""
+        return None if self.schema.classes else Unit(self.schema.target_mean, self.schema.target_scale)
 
     def support(self, path: Path) -> Support:
         """The rows of a CSV or Parquet file, with the target."""
@@ -45,13 +50,6 @@ class TableInputs(Inputs):
     def rows_of(self, records: Sequence[Mapping[str, Any]]) -> Rows:
         """As `rows`, from JSON objects, one for each row."""
         return _wrong_is_input_error(lambda: self._rows(from_records(records), "The input"))
-
-    def answers(self, outputs: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """The base's; a number is in the target's unit."""
-        outputs = outputs.double()
-        if not self.schema.classes:
-            outputs = outputs * self.schema.target_scale + self.schema.target_mean
-        return super().answers(outputs, classes)
 
     def _support(self, table: Table, what: str) -> Support:
         schema, notes = self.schema, []
@@ -76,7 +74,7 @@ class TableInputs(Inputs):
         names: list[dict[str, Any]] = [{"row": int(row)} for row in table.rows]
         task = self.schema.task_column
         if task in table.frame.columns:
-            names = [{**name, task: value} for name, value in zip(names, table.frame[task], strict=True)]
+            names = [{**name, "task": value} for name, value in zip(names, table.frame[task], strict=True)]
         return Rows(self.schema.inputs(table, what), names)
 
     def _unlike(self, inputs: Tensor, targets: Tensor) -> list[str]:

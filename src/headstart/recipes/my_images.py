@@ -24,7 +24,7 @@ from headstart.models.adapters import add_context
 from headstart.models.norm import Normalizer
 from headstart.models.resnet12 import ResNet12
 from headstart.recipes.learners import LearnerName
-from headstart.recipes.own_model import imported, load_weights
+from headstart.recipes.own_model import imported, load_weights, look_here
 from headstart.recipes.recipe import Experiment, Part
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks.episodes import Episodes, RaggedStore
@@ -113,6 +113,7 @@ class ImageRecipe(SupervisedRecipe):
         Raises:
             ValueError: The folder cannot be used, or has too few classes with enough images.
         """
+        look_here()
         store = with_enough(self._images(data), self.shots + max(self.queries, self.eval_queries))
         parts = split(store.names, self.ways, {part: self._classes(part) for part in ("train", "val", "test")})
         _log.info(

@@ -19,6 +19,15 @@ from headstart.layers import evaluating
 _log = logging.getLogger(__name__)
 
 
+def look_here() -> None:
+    """Look for modules in the current folder too, as `python -m` does and a program's own script does not.
+
+    For training alone: what is loaded may come from somebody else, and its folder then could bring code.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 class Logits(nn.Module):
     """A module whose outputs are those that `model` calls its logits, as the models of Hugging Face do."""
 
@@ -34,7 +43,7 @@ class Logits(nn.Module):
 def imported(name: str, outputs: int, example: Tensor) -> nn.Module:
     """The network that the factory `name` makes, a module from inputs to `[examples, outputs]`.
 
-    The contract: `name` is `package.module:factory`, looked for where Python looks and in the current folder. It is
+    The contract: `name` is `package.module:factory`, looked for where Python looks. It is
     called as `factory(outputs=outputs)` and returns an `nn.Module`. Called with one tensor such as `example`, the
     module returns a tensor `[examples, outputs]`, or an object that has it as the attribute `logits`.
 
@@ -114,14 +123,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 def _factory(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # which the program's own script, unlike `python -m`, leaves out
-        sys.path.append(os.getcwd())
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is somebody's own and may raise anything
         raise ValueError(
-            f"{name} cannot be imported: {_told(error)}. Give package.module:factory, of a module that is installed or "
-            "lies in the current folder."
+            f"{name} cannot be imported: {_told(error)}. Give package.module:factory of an installed module, in "
+            "training of one in the current folder too; the environment variable PYTHONPATH names other folders."
         ) from error
     if not callable(factory):
         raise ValueError(f"{name} is a {type(factory).__name__}: name a function that makes the network.")

@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,52 +25,73 @@ def write_atomically(path: Path, content: bytes) -> None:
         FileError: The disk is full or the folder not writable. What was at `path` is untouched.
     """
     temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise FileError(
-            f"Cannot write {path}: {reason}. What was there before is unchanged; free space, "
-            "change permissions or choose another folder, then try again."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with _told(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner only
+            os.replace(temporary, path)
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+def whole_folder(folder: Path, names: Collection[str]) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` once all is written: there is never half of it.
 
     Args:
         folder: Where it goes. What is replaced is nothing, an empty folder, or an earlier one of its kind.
-        marker: A file that folders of this kind hold.
+        names: What folders of this kind hold; one that holds anything else is not replaced.
 
     Raises:
-        FileError: The place holds something else, or the disk is full or not writable.
+        FileError: The place holds something else, or the disk is full or not writable. What was there is unchanged.
     """
     if folder.exists() and not folder.is_dir():
         raise FileError(f"{folder} is a file: choose another name for the folder to write.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).exists():
-        raise FileError(f"{folder} holds other files: choose a new folder, or an empty one.")
-    try:
+    others = sorted({each.name for each in folder.iterdir()} - set(names)) if folder.is_dir() else []
+    if others:
+        raise FileError(f"{folder} holds other files ({others[0]}): choose a new folder, or an empty one.")
+    with _told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            part, before = Path(temporary) / "new", Path(temporary) / "old"
-            part.mkdir()
-            yield part
-            if folder.exists():
-                os.rename(folder, before)
-            os.rename(part, folder)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+    try:
+        yield new
+        with _told(folder):
+            _swap(new, folder, old)
+    finally:
+        if not old.exists() or folder.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """`new` in the place of `folder`, which becomes `old`; if that fails, all is as it was."""
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the system, told with what to do about them."""
+    try:
+        yield
     except OSError as error:
-        raise FileError(f"Cannot write {folder}: {error.strerror or error}. Free space, or choose another.") from error
+        raise FileError(
+            f"Cannot write {path}: {error.strerror or error}. What was there before is unchanged; free space, "
+            "change permissions or choose another folder, then try again."
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:
