@@ -123,10 +123,11 @@ class Train(Generic[R]):
         check_named(self.settings, usual, self.recipe)
         check_idle(self.settings, usual)
         recipe = self.settings.smoke() if self.smoke else self.settings
-        data = work.data_of(run, self.data) if self.resume and run.exists else self.data
+        resumed = self.resume and run.exists
+        data = work.data_of(run, self.data) if resumed else self.data
         check_data(data, recipe, self.recipe)
         try:
-            recipe = recipe.fitted(data)
+            recipe = recipe.refitted(recipes.restore(run.config())) if resumed else recipe.fitted(data)
         except ValueError as error:
             raise UsageError(str(error)) from error
         config = work.config_of(self.recipe, recipe, data)

@@ -25,7 +25,7 @@ from headstart.models.norm import Normalizer
 from headstart.models.resnet12 import ResNet12
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.own_model import imported, load_weights, look_here
-from headstart.recipes.recipe import Experiment, Part
+from headstart.recipes.recipe import Experiment, Part, Recipe
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks.episodes import Episodes, RaggedStore
 from headstart.tasks.folder import load, split, state, told, with_enough
@@ -72,6 +72,7 @@ class ImageRecipe(SupervisedRecipe):
     kind: ClassVar[str] = "images"
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
     own_data: ClassVar[bool] = True
+    from_data: ClassVar[tuple[str, ...]] = ("train_classes", "val_classes", "test_classes", "weights")
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,6 +124,11 @@ class ImageRecipe(SupervisedRecipe):
         weights = None if self.weights is None else str(Path(self.weights).absolute())
         named: dict[str, Any] = {f"{part}_classes": names for part, names in parts.items()}
         return replace(self, weights=weights, **named)
+
+    def refitted(self, before: Recipe[Any]) -> Recipe[Any]:
+        """With the parts as they were."""
+        look_here()
+        return super().refitted(before)
 
     def model(self) -> nn.Module:
         """The network by its name; for CAVIA with a context that scales and shifts the third stage's channels."""

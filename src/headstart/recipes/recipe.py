@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
@@ -64,6 +64,8 @@ class Recipe(ABC, Generic[L]):
     """Whether a folder of data sets may be given."""
     own_data: ClassVar[bool] = False
     """Whether it learns from a person's own files: the data folder then is theirs, and is kept with the run."""
+    from_data: ClassVar[tuple[str, ...]] = ()
+    """Settings that `fitted` fills in from a person's own data."""
     devices: ClassVar[tuple[Device, ...]] = ("cpu", "cuda")
     """Where it can be computed."""
     named: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +89,17 @@ class Recipe(ABC, Generic[L]):
             ValueError: The data cannot be used.
         """
         return self
+
+    def refitted(self, before: "Recipe[L]") -> "Recipe[L]":
+        """This recipe with what a run that is resumed knew of its data, whatever has become of these since."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        usual = {field.name: field.default for field in fields(self)}
+        for name in before.from_data:
+            kept, given = getattr(before, name), values.get(name)
+            same_file = isinstance(given, str) and isinstance(kept, str) and Path(given).resolve() == Path(kept)
+            if name not in values or given == usual[name] or same_file:
+                values[name] = kept
+        return type(before)(**values) if before.kind == self.kind else self
 
     @abstractmethod
     def make_learner(self) -> L:

@@ -12,13 +12,16 @@ from headstart.tasks.episodes import ClassStore, RaggedStore
 SAMPLED = 2000
 """Images of a store that are looked at."""
 
-MARGIN = 0.25
-"""How far outside the range of the training images a number may lie, as a share of its width."""
+TAIL = 0.01
+"""Share of the training images left out at either end: a few odd ones must not make everything look usual."""
+
+MARGIN = 0.5
+"""How far outside that range a number may lie, as a share of its width."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Ranges of a few numbers over the training images: how bright, how contrasted, how finely structured they are.
+    """Usual ranges of a few numbers over the training images: how bright, contrasted, sharp and coloured they are.
 
     It tells photographs from drawings, or white on black from black on white. It does not tell cats from dogs.
     """
@@ -33,7 +36,8 @@ class Likeness:
         rows = torch.cat([torch.arange(start, start + count) for start, count in ranges])
         chosen = torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLED)).long()
         numbers = _numbers(store.flat[rows[chosen]].float() / 255)
-        return cls(tuple(numbers.amin(0).tolist()), tuple(numbers.amax(0).tolist()))
+        low, high = (numbers.quantile(share, dim=0) for share in (TAIL, 1 - TAIL))
+        return cls(tuple(low.tolist()), tuple(high.tolist()))
 
     @classmethod
     def from_json(cls, content: Any) -> "Likeness":
