@@ -106,6 +106,10 @@ def trained_as(record: RunRecord) -> str:
     return f"{record.recipe} ({', '.join([*folder, *changes])})" if folder or changes else record.recipe
 
 
+_WITH_NORMS = ("characters", "images")
+"""Kinds of recipes whose networks have batch norm."""
+
+
 def conditions(record: RunRecord, result: Result) -> list[str]:
     """What an evaluation was made under, part by part: examples, queries, batch norm; or rollouts, step sizes."""
     told = result.conditions
@@ -121,7 +125,7 @@ def conditions(record: RunRecord, result: Result) -> list[str]:
         examples = "Omniglot's own 20 one-shot runs"
     parts = [examples, counted(told["queries"], "query", "queries") + (" per class" if ways else "")]
     parts += ["one at a time"] if told.get("one_at_a_time") else []
-    return [*parts, str(_NORMS.get(told["norm"], told["norm"]))] if result.metric == "accuracy" else parts
+    return [*parts, str(_NORMS.get(told["norm"], told["norm"]))] if record.kind in _WITH_NORMS else parts
 
 
 def protocol(record: RunRecord, result: Result) -> str:
