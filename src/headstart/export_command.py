@@ -24,7 +24,7 @@ class Export:
     source: Annotated[Path, tyro.conf.Positional]
     """Folder of a run (support set and queries in, outputs before and after each step out) or of an adapted model."""
     out: Path
-    """File to write, .onnx or .pt2; a .json beside it says what goes in and comes out."""
+    """File to write, .onnx or .pt2; beside it one with .json after its name says what goes in and comes out."""
     steps: int | None = None
     """Of a run: gradient steps; as many as the recipe evaluates with unless given."""
     ways: int | None = None
@@ -54,7 +54,7 @@ class Export:
                     self._trained(), steps=self.steps, ways=self.ways, shots=self.shots, queries=self.queries
                 )
             path, described = export.write(self.out, *made)
-        except export.ExportError as error:
+        except export.ArgumentError as error:
             raise UsageError(str(error)) from error
         about = made[1]
         takes = ", ".join(f"{each['name']} {_shape(each['shape'])}" for each in about["inputs"])
@@ -74,10 +74,10 @@ class Export:
                 f"{self.source} holds neither a run nor an adapted model: give a folder that `headstart train` or "
                 "`headstart adapt` wrote."
             )
-        for name in ("ways", "shots", "queries"):
+        for name, fewest in (("ways", 2), ("shots", 1), ("queries", 1)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{flag(name)} must be at least 1, got {value}.")
+            if value is not None and value < fewest:
+                raise UsageError(f"{flag(name)} must be at least {fewest}, got {value}.")
         if self.steps is not None and self.steps < 0:
             raise UsageError(f"--steps must be 0 or more, got {self.steps}.")
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from headstart.tasks.texts import TextEpisodes, TextStore, hashed
+from headstart.tasks.texts import TextEpisodes, TextStore, hashed, with_enough
 
 
 def features(text: str, buckets: int = 1 << 20, length: int = 64) -> list[int]:
@@ -88,3 +88,14 @@ def test_stores_that_do_not_add_up_are_refused():
         TextStore(torch.zeros(4, 2, dtype=torch.int64), (2, 3), ("a", "b"))
     with pytest.raises(ValueError, match="give each class one of its own"):
         TextStore(torch.zeros(5, 2, dtype=torch.int64), (2, 3), ("a", "a"))
+
+
+def test_labels_with_too_few_texts_are_left_out_by_name(caplog):
+    texts = {"pay": ["a", "b"], "lost": ["c"], "block": ["d", "e", "f"]}
+    with caplog.at_level("WARNING"):
+        assert with_enough(texts, 1) == texts
+        assert not caplog.records
+        assert with_enough(texts, 2) == {"pay": ["a", "b"], "block": ["d", "e", "f"]}
+    assert caplog.messages == [
+        "1 of 3 labels are left out, for they have fewer than the 2 texts that a task takes of each: lost (1)."
+    ]

@@ -5,7 +5,17 @@ write(Path("adapt.onnx"), *of_run(trained, steps=3))
 """
 
 from headstart.export.files import check, write
-from headstart.export.program import Exported, ExportError, adaptation, predictor
+from headstart.export.program import ArgumentError, Exported, ExportError, adaptation, predictor
 from headstart.export.sources import of_adapted, of_run
 
-__all__ = ["ExportError", "Exported", "adaptation", "check", "of_adapted", "of_run", "predictor", "write"]
+__all__ = [
+    "ArgumentError",
+    "ExportError",
+    "Exported",
+    "adaptation",
+    "check",
+    "of_adapted",
+    "of_run",
+    "predictor",
+    "write",
+]

@@ -20,6 +20,7 @@ from headstart.algorithms.heads import TaskHead
 from headstart.algorithms.maml import MAML
 from headstart.export.operations import SUBSTITUTES
 from headstart.export.tidy import changes_in_place, tidied
+from headstart.inputs.base import Unit
 from headstart.layers import Norm
 from headstart.training.tracing import first_line, random_operations
 from headstart.types import Batch, Task
@@ -27,6 +28,10 @@ from headstart.types import Batch, Task
 
 class ExportError(ValueError):
     """A model or its adaptation cannot be exported; the message says why."""
+
+
+class ArgumentError(ExportError):
+    """What is asked for cannot be, which is known before the work."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def adaptation(
     steps: int,
     *,
     norm: Norm = "support",
+    unit: Unit | None = None,
     open_support: bool = True,
     open_queries: bool = True,
 ) -> Exported:
@@ -67,6 +73,7 @@ def adaptation(
         queries: Query inputs, an example likewise.
         steps: Gradient steps.
         norm: As in `MAML.predict`.
+        unit: That of the program's `support_targets` and `outputs`, float64 then; None for the learner's own.
         open_support: Whether the program takes any number of support examples, or just as many.
         open_queries: Likewise of queries.
 
@@ -74,6 +81,9 @@ def adaptation(
         ExportError: An operation depends on the values of the data, draws random numbers, or asks for one number of
             examples where it is to be open.
     """
+    learned_from = support
+    if unit is not None:
+        support = Batch(support.inputs, support.targets.double())
     inputs = {**_named("support", support.inputs), **_named("support", support.targets, "targets")}
     asked = _named("query", queries)
     axes = ["examples" if open_support else None] * len(inputs) + ["queries" if open_queries else None] * len(asked)
@@ -81,10 +91,13 @@ def adaptation(
 
     def outputs(*leaves: Tensor) -> Tensor:
         task = pytree.tree_unflatten([leaf.unsqueeze(0) for leaf in leaves], structure)
-        one = Task(task.support, Batch(task.query, ()))
-        return MAML.predict(learner, one, steps, norm).squeeze(0)
+        batch = task.support
+        if unit is not None:
+            batch = Batch(batch.inputs, unit.standardised(batch.targets).to(learned_from.targets.dtype))
+        found = MAML.predict(learner, Task(batch, Batch(task.query, ())), steps, norm).squeeze(0)
+        return found if unit is None else unit.restored(found)
 
-    with _one_task(learner, support):
+    with _one_task(learner, learned_from):
         graph = _recorded(outputs, given, axes)
     for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=True):
         node.target = node.name = name
@@ -93,26 +106,27 @@ def adaptation(
 
 
 class _Predictor(nn.Module):
-    def __init__(self, model: nn.Module, classes: int):
+    def __init__(self, model: nn.Module, classes: int, unit: Unit | None):
         super().__init__()
-        self.model, self.classes = model, classes
+        self.model, self.classes, self.unit = model, classes, unit
 
     def forward(self, inputs: Any) -> tuple[Tensor, ...]:
         """Outputs, and in classification probabilities."""
         outputs = self.model(*_arguments(inputs)) if not isinstance(inputs, Mapping) else self.model(**inputs)
         if not self.classes:
-            return (outputs,)
+            return (outputs if self.unit is None else self.unit.restored(outputs),)
         outputs = outputs[:, : self.classes]
         return outputs, outputs.softmax(-1)
 
 
-def predictor(model: nn.Module, inputs: Any, classes: int = 0) -> Exported:
+def predictor(model: nn.Module, inputs: Any, classes: int = 0, unit: Unit | None = None) -> Exported:
     """An adapted model: from `inputs` to `outputs`, and with classes to `probabilities` too, of any number of examples.
 
     Args:
         model: In evaluation mode.
         inputs: An example of what it is given, of 2 examples or more.
         classes: How many of its outputs count; 0 in regression.
+        unit: That of the program's `outputs`, float64 then, in regression; None for the model's own.
 
     Raises:
         ExportError: PyTorch cannot record the model, or it asks for one number of examples.
@@ -120,7 +134,7 @@ def predictor(model: nn.Module, inputs: Any, classes: int = 0) -> Exported:
     names = tuple(_named("", inputs))
     axes = ["examples"] * len(names)
     outputs = ("outputs", "probabilities") if classes else ("outputs",)
-    return Exported(_program(_Predictor(model, classes).eval(), (inputs,), axes), names, outputs, tuple(axes))
+    return Exported(_program(_Predictor(model, classes, unit).eval(), (inputs,), axes), names, outputs, tuple(axes))
 
 
 def _named(part: str, tree: Any, kind: str = "inputs") -> dict[str, Tensor]:

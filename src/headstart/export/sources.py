@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from headstart import layers
 from headstart.adapted import Adapted, Trained
-from headstart.export.program import Exported, ExportError, adaptation, predictor
+from headstart.export.program import ArgumentError, Exported, ExportError, adaptation, predictor
 from headstart.inputs import InputError, Inputs
 from headstart.recipes.learners import ANY_WAYS
 from headstart.types import Batch
@@ -26,7 +26,7 @@ def of_adapted(adapted: Adapted) -> tuple[Exported, dict[str, Any]]:
     Raises:
         ExportError: It cannot be exported.
     """
-    exported = predictor(adapted.model, _blank(adapted.inputs, QUERIES), len(adapted.classes))
+    exported = predictor(adapted.model, _blank(adapted.inputs, QUERIES), len(adapted.classes), adapted.inputs.unit)
     about = {"exports": "predictor", **adapted.about, "classes": list(adapted.classes)}
     return exported, _told(exported, about, adapted.inputs)
 
@@ -49,7 +49,8 @@ def of_run(
         queries: Queries; None for any number.
 
     Raises:
-        ExportError: It cannot be exported, or not for so many classes.
+        ArgumentError: It cannot be exported for so many classes.
+        ExportError: It cannot be exported.
     """
     recipe = trained.recipe
     steps = recipe.eval_steps if steps is None else steps
@@ -58,7 +59,13 @@ def of_run(
     support = Batch(inputs, _targets(trained, inputs, ways))
     asked = _blank(trained.inputs, queries or QUERIES)
     exported = adaptation(
-        trained.learner, support, asked, steps, open_support=shots is None, open_queries=queries is None
+        trained.learner,
+        support,
+        asked,
+        steps,
+        unit=trained.inputs.unit,
+        open_support=shots is None,
+        open_queries=queries is None,
     )
     about = {"exports": "adaptation", **trained.about, "learner": recipe.learner, "steps": steps, "norm": "support"}
     return exported, _told(exported, about | ({} if ways is None else {"ways": ways}), trained.inputs)
@@ -69,9 +76,11 @@ def _checked_ways(trained: Trained, ways: int | None) -> int | None:
     if ways is None or ways == own:
         return own
     if own is None:
-        raise ExportError("This run is of regression, which has no classes: leave --ways out.")
+        raise ArgumentError("This run is of regression, which has no classes: leave --ways out.")
+    if ways < 2:
+        raise ArgumentError(f"--ways must be at least 2, got {ways}: there is nothing to tell apart.")
     if trained.recipe.learner not in ANY_WAYS:
-        raise ExportError(
+        raise ArgumentError(
             f"This run tells {own} classes apart, and --ways is {ways}: leave it out, or train with --learner "
             f"{', '.join(ANY_WAYS)}, which take any number."
         )
@@ -103,9 +112,11 @@ def _told(exported: Exported, about: dict[str, Any], inputs: Inputs) -> dict[str
         "inputs": _described(exported, exported.program.graph_signature.user_inputs, exported.inputs),
         "outputs": _described(exported, exported.program.graph_signature.user_outputs, exported.outputs),
     }
+    scaled = [name for name in (*exported.inputs, *exported.outputs) if name in ("support_targets", "outputs")]
     told = {
         **about,
         **shapes,
+        **({} if inputs.unit is None else {"scaled_in_graph": scaled}),
         "preprocessing": {"kind": type(inputs).__name__, **kept},
         "headstart": version("headstart"),
     }

@@ -53,12 +53,19 @@ class Unit(NamedTuple):
     scale: float
 
     def standardised(self, targets: Tensor) -> Tensor:
-        """What the model learns from, in the precision of `targets`; float64 keeps small deviations of a large mean."""
-        return (targets - self.mean) / self.scale
+        """What the model learns from, float64, which keeps small deviations of a large mean."""
+        mean, scale = self._tensors(targets)
+        return (targets.double() - mean) / scale
 
     def restored(self, outputs: Tensor) -> Tensor:
         """The model's outputs in the target's unit, float64."""
-        return outputs.double() * self.scale + self.mean
+        mean, scale = self._tensors(outputs)
+        return outputs.double() * scale + mean
+
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as float64 constants: PyTorch's ONNX exporter would write plain numbers in single precision."""
+        mean, scale = (torch.tensor(each, dtype=torch.float64, device=like.device) for each in self)
+        return mean, scale
 
 
 class Inputs(ABC):

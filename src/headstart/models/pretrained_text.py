@@ -23,8 +23,7 @@ class PretrainedText(nn.Module):
 
     def __init__(self, outputs: int, folder: str):
         super().__init__()
-        # Attention composed of plain operations: the fused kernel has no second derivative.
-        encoder = _from(folder, "AutoModel", attn_implementation="eager")
+        encoder = _encoder(folder)
         self.encoder = encoder.requires_grad_(False)
         self.head = nn.Linear(encoder.config.hidden_size, outputs)
         nn.init.zeros_(self.head.weight)
@@ -32,13 +31,8 @@ class PretrainedText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Integers `[examples, length]` from `tokenized`, 0 for padding, to `[examples, outputs]`."""
-        there = tokens != 0
-        weight = self.head.weight
-        away = (~there).to(weight) * torch.finfo(weight.dtype).min
-        # With all four axes the mask is taken as it is: to make one, the library would ask for its values.
-        mask = away[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
-        states = self.encoder(input_ids=(tokens - 1).clamp(min=0), attention_mask=mask).last_hidden_state
-        weights = there.to(states).unsqueeze(-1)
+        states = _states(self.encoder, tokens, self.head.weight.dtype)
+        weights = (tokens != 0).to(states).unsqueeze(-1)
         return self.head((states * weights).sum(1) / weights.sum(1).clamp(min=1.0))
 
 
@@ -56,11 +50,57 @@ class Tokenized:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Int64 `[texts, length]`."""
-        found = self._tokenizer(list(texts), truncation=True, max_length=self.length)["input_ids"]
+        settings = {"truncation": True, "max_length": self.length}
+        found = self._tokenizer(list(texts), **settings)["input_ids"] if texts else []  # which it cannot take
         rows = torch.zeros(len(found), self.length, dtype=torch.int64)
         for row, ids in zip(rows, found, strict=True):
             row[: len(ids)] = torch.tensor(ids) + 1
         return rows
+
+
+def check_encoder(folder: str, tokens: Tensor) -> None:
+    """See that an encoder computes for `PretrainedText` what it computes for its own library.
+
+    Not all take the mask that they are given here: some fail, and one that reads from left to right alone would see
+    the whole text.
+
+    Args:
+        folder: As there.
+        tokens: `[examples, length]`, texts of different lengths, at least one of them with padding.
+
+    Raises:
+        ValueError: The folder holds no encoder, or it fails, or it computes something else.
+    """
+    encoder, length = _encoder(folder), tokens.shape[1]
+    kind = f"The encoder in {folder} ({type(encoder).__name__})"
+    advice = f"take one built like BERT, and no greater --length than it has positions (it is {length} now)."
+    there = tokens != 0
+    try:
+        with torch.no_grad():
+            found = _states(encoder, tokens, torch.float32)[there]
+            expected = encoder(input_ids=_ids(tokens), attention_mask=there.long()).last_hidden_state[there]
+        alike = found.shape[-1] == encoder.config.hidden_size and torch.allclose(found, expected, 1e-3, 1e-4)
+    except Exception as error:  # it may raise anything
+        raise ValueError(f"{kind} cannot be used ({_told(error)}): {advice}") from error
+    if not alike:
+        raise ValueError(f"{kind} cannot be used (it does not read a text as a whole): {advice}")
+
+
+def _encoder(folder: str) -> Any:
+    # Attention composed of plain operations: the fused kernel has no second derivative. Files may be in half precision.
+    return _from(folder, "AutoModel", attn_implementation="eager", dtype=torch.float32)
+
+
+def _states(encoder: Any, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """The last hidden states, `[examples, length, features]`."""
+    away = (tokens == 0).to(dtype) * torch.finfo(dtype).min
+    # With all four axes the mask is taken as it is: to make one, the library would ask for its values.
+    mask = away[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+    return encoder(input_ids=_ids(tokens), attention_mask=mask).last_hidden_state
+
+
+def _ids(tokens: Tensor) -> Tensor:
+    return (tokens - 1).clamp(min=0)
 
 
 def _from(folder: str, kind: str, **settings: Any) -> Any:
@@ -73,6 +113,10 @@ def _from(folder: str, kind: str, **settings: Any) -> Any:
     transformers.logging.disable_progress_bar()
     try:
         return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, **settings)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder} holds no Hugging Face encoder with its tokenizer ({reason}).") from error
+    except Exception as error:  # damaged files raise anything
+        raise ValueError(f"{folder} holds no Hugging Face encoder with its tokenizer ({_told(error)}).") from error
+
+
+def _told(error: Exception) -> str:
+    """The first line of what the library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

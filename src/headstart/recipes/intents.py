@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from headstart.inputs.texts import TextInputs
 from headstart.losses import Criterion, accuracy
-from headstart.models.pretrained_text import PretrainedText, Tokenized
+from headstart.models.pretrained_text import PretrainedText, Tokenized, check_encoder
 from headstart.models.text import TextEncoder
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import intents
-from headstart.tasks.texts import Encode, TextEpisodes, TextStore, by_label, hashed, read_columns
+from headstart.tasks.folder import split, told
+from headstart.tasks.texts import Encode, TextEpisodes, TextStore, by_label, hashed, read_columns, with_enough
 from headstart.training.evaluate import Metric
 
 _FROZEN: tuple[LearnerName, ...] = ("anil", "lora")
@@ -52,6 +54,7 @@ class IntentRecipe(SupervisedRecipe):
     kind: ClassVar[str] = "intents"
     named: ClassVar[tuple[str, ...]] = ("dataset",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "accuracy"
+    from_data: ClassVar[tuple[str, ...]] = ("encoder",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,7 +99,13 @@ class IntentRecipe(SupervisedRecipe):
             return PretrainedText(self.ways, self.encoder)
         return TextEncoder(self.ways, self.buckets, self.size, self.dropout)
 
-    def fitted(self, data: Path | None) -> "IntentRecipe":
+    def check(self, device: torch.device) -> None:
+        """See that the pretrained encoder can be used, and what every recipe sees to."""
+        if self.encoder is not None:
+            check_encoder(self.encoder, self.encode(["word", "several words, and a few more of them"]))
+        super().check(device)
+
+    def fitted(self, data: Path | None) -> Self:
         """With the pretrained encoder's whole path, so that the run is understood from any folder."""
         return self if self.encoder is None else replace(self, encoder=str(Path(self.encoder).resolve()))
 
@@ -126,8 +135,7 @@ class IntentRecipe(SupervisedRecipe):
     ):
         """Tasks on the intents of one part."""
         shots, queries = self.examples(shots, queries)
-        store = TextStore.of(self.texts(part, data), self.encode)
-        return TextEpisodes(store, ways=self.ways if ways is None else ways, shots=shots, queries=queries)
+        return self._episodes(self.texts(part, data), shots, queries, ways)
 
     def inputs(self, seen: Mapping[str, Any]) -> TextInputs:
         """Texts, encoded as in training."""
@@ -143,55 +151,81 @@ class IntentRecipe(SupervisedRecipe):
         """Accuracy per task."""
         return accuracy
 
+    def _episodes(self, texts: Mapping[str, list[str]], shots: int, queries: int, ways: int | None) -> TextEpisodes:
+        store = TextStore.of(texts, self.encode)
+        return TextEpisodes(store, ways=self.ways if ways is None else ways, shots=shots, queries=queries)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTextRecipe(IntentRecipe):
     """Classification of a person's own texts: a CSV file with columns text and label."""
 
+    train_labels: tuple[str, ...] = ()
+    """Labels to train on; all that are in no other part unless given."""
+    val_labels: tuple[str, ...] = ()
+    """Labels to choose the best checkpoint by; chosen by their names unless given."""
+    test_labels: tuple[str, ...] = ()
+    """Labels to evaluate on; chosen by their names unless given."""
+
     kind: ClassVar[str] = "my-text"
     named: ClassVar[tuple[str, ...]] = ()
     own_data: ClassVar[bool] = True
+    from_data: ClassVar[tuple[str, ...]] = ("train_labels", "val_labels", "test_labels", "encoder")
 
     @property
     def idle(self) -> dict[str, str]:
         """What is about the published data sets."""
         return super().idle | dict.fromkeys(("dataset", "split"), "the texts are your own")
 
-    def fitted(self, data: Path | None) -> "IntentRecipe":
-        """As it is, once the file is seen to have texts enough."""
-        assert data is not None
-        rows = by_label(read_columns(data, ("text", "label")))
-        usable = self._usable(data)
-        if len(usable) < len(rows):
-            _log.warning("%d of %d labels have fewer than %d texts: left out.", *self._counted(rows, usable))
-        for part in ("train", "val", "test"):
-            found = len(self.texts(part, data))
-            if found < self.ways:
-                raise ValueError(
-                    f"{data} has {len(usable)} labels of {self._needed} texts or more, which leaves {found} for the "
-                    f"part {part}, and a task needs {self.ways}: give more texts, or lower --ways, --shots, --queries "
-                    "or --eval-queries."
-                )
-        return super().fitted(data)
+    def fitted(self, data: Path | None) -> Self:
+        """This recipe with the labels of each part.
+
+        Raises:
+            ValueError: The file cannot be used, or has too few labels with enough texts.
+        """
+        texts = with_enough(_own(data), self.shots + max(self.queries, self.eval_queries))
+        parts = split(tuple(texts), self.ways, {part: self._labels(part) for part in ("train", "val", "test")})
+        _log.info(
+            "%d labels to train on, %d to choose the best checkpoint by (%s), %d to test on (%s).",
+            *(len(parts["train"]), len(parts["val"]), told(parts["val"]), len(parts["test"]), told(parts["test"])),
+        )
+        named: dict[str, Any] = {f"{part}_labels": names for part, names in parts.items()}
+        return replace(super().fitted(data), **named)
+
+    def source(
+        self,
+        part: Part,
+        data: Path | None = None,
+        shots: int | None = None,
+        queries: int | None = None,
+        ways: int | None = None,
+    ):
+        """Tasks on those labels of one part that have texts enough for so many shots and queries.
+
+        Raises:
+            ValueError: Some labels are gone, or too few are left.
+        """
+        shots, queries = self.examples(shots, queries)
+        return self._episodes(with_enough(self.texts(part, data), shots + queries), shots, queries, ways)
 
     def texts(self, part: Part, data: Path | None) -> Mapping[str, list[str]]:
-        """The texts of one part: six of ten labels are for training, two for validation, two for the test."""
-        assert data is not None
-        usable = self._usable(data)
-        fifth = len(usable) // 5
-        parts = intents.by_hash(list(usable), (len(usable) - 2 * fifth, fifth, fifth))
-        return {label: usable[label] for label in parts[("train", "val", "test").index(part)]}
+        """The texts of one part, by label."""
+        found, labels = _own(data), self._labels(part)
+        if not labels:
+            raise ValueError("The labels are not split into parts yet: use the recipe that `fitted(data)` gives.")
+        if gone := sorted(set(labels) - set(found)):
+            raise ValueError(f"{data} lacks the labels {told(gone)} that this run knows: give the file with them.")
+        return {label: found[label] for label in labels}
 
-    @property
-    def _needed(self) -> int:
-        return self.shots + max(self.queries, self.eval_queries)
+    def _labels(self, part: Part) -> tuple[str, ...]:
+        return {"train": self.train_labels, "val": self.val_labels, "test": self.test_labels}[part]
 
-    def _usable(self, data: Path) -> dict[str, list[str]]:
-        found = by_label(read_columns(data, ("text", "label")))
-        return {label: group for label, group in found.items() if len(group) >= self._needed}
 
-    def _counted(self, rows: Mapping[str, Any], usable: Mapping[str, Any]) -> tuple[int, int, int]:
-        return len(rows) - len(usable), len(rows), self._needed
+def _own(data: Path | None) -> dict[str, list[str]]:
+    """All texts of a person's file, by label."""
+    if data is None:
+        raise ValueError("Your texts are in no file yet: say which by --data.")
+    return by_label(read_columns(data, ("text", "label")))
 
 
 @lru_cache(maxsize=1)
@@ -204,11 +238,11 @@ def experiments() -> list[Experiment]:
     """CLINC150 and Banking77 with one and five sentences of each intent, and a person's own texts."""
     found = []
     names: dict[intents.Dataset, str] = {"clinc150": "CLINC150", "banking77": "Banking77"}
-    for dataset, told in names.items():
+    for dataset, title in names.items():
         for shots in (1, 5):
-            split: intents.Split = "domains" if dataset == "clinc150" else "intents"
-            recipe = IntentRecipe(**_settings(shots), dataset=dataset, split=split)
-            summary = f"{told} intents, 5 ways, {shots} shot{'s' if shots > 1 else ''}"
+            by: intents.Split = "domains" if dataset == "clinc150" else "intents"
+            recipe = IntentRecipe(**_settings(shots), dataset=dataset, split=by)
+            summary = f"{title} intents, 5 ways, {shots} shot{'s' if shots > 1 else ''}"
             found.append(Experiment(f"{dataset}-5way-{shots}shot", summary, recipe))
     own = OwnTextRecipe(**{**_settings(1), "queries": 5, "eval_queries": 5})
     found.append(Experiment("my-text", "Your own texts: a CSV file with columns text and label", own))

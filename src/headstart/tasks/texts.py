@@ -6,6 +6,7 @@ is the same in every process and on every platform; two features may share a buc
 """
 
 import csv
+import logging
 import re
 import unicodedata
 import zlib
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from headstart.tasks.folder import told
 from headstart.types import Batch, Task, TaskSource
 
 Encode = Callable[[Sequence[str]], Tensor]
@@ -24,6 +26,8 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 _GRAM = 3  # characters
 _WORD = re.compile(r"\w+|[^\w\s]")
+
+_log = logging.getLogger(__name__)
 
 
 def hashed(texts: Sequence[str], buckets: int, length: int) -> Tensor:
@@ -195,3 +199,15 @@ def by_label(rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     for text, label in rows:
         found.setdefault(label, {})[text] = None
     return {label: list(found[label]) for label in sorted(found)}
+
+
+def with_enough(texts: Mapping[str, list[str]], examples: int) -> dict[str, list[str]]:
+    """The labels that have at least so many texts, with them; the other labels are named in a warning."""
+    found = {label: group for label, group in texts.items() if len(group) >= examples}
+    if len(found) < len(texts):
+        small = [f"{label} ({len(group)})" for label, group in texts.items() if label not in found]
+        _log.warning(
+            "%d of %d labels are left out, for they have fewer than the %d texts that a task takes of each: %s.",
+            *(len(small), len(texts), examples, told(small)),
+        )
+    return found
