@@ -27,6 +27,7 @@ from headstart.recipes.learners import LearnerName
 from headstart.recipes.own_model import imported, load_weights, look_here
 from headstart.recipes.recipe import Experiment, Part, Recipe
 from headstart.recipes.supervised import SupervisedRecipe
+from headstart.tasks.augmented import Augmented
 from headstart.tasks.episodes import Episodes, RaggedStore
 from headstart.tasks.folder import load, split, state, told, with_enough
 from headstart.tasks.likeness import Likeness
@@ -60,6 +61,8 @@ class ImageRecipe(SupervisedRecipe):
     """Filters of each convolution of conv4, and of the first block of resnet12."""
     normalizer: Normalizer = "batch"
     """Normaliser after each convolution of conv4 and resnet12."""
+    augment: bool = True
+    """Turn each class of a training task by a multiple of 90 degrees, and mirror and shift each image."""
     weights: str | None = None
     """Safetensors file with the weights to start from; the last layer may be of another size, and then starts anew."""
     train_classes: tuple[str, ...] = ()
@@ -178,7 +181,11 @@ class ImageRecipe(SupervisedRecipe):
         """
         shots, queries = self.examples(shots, queries)
         store = with_enough(self.store(part, data), shots + queries)
-        return Episodes(store, ways=self.ways if ways is None else ways, shots=shots, queries=queries)
+        changed = part == "train" and self.augment
+        rotations = "draw" if changed else "none"
+        ways = self.ways if ways is None else ways
+        episodes = Episodes(store, ways=ways, shots=shots, queries=queries, rotations=rotations)
+        return Augmented(episodes) if changed else episodes
 
     def store(self, part: Part, data: Path | None = None) -> RaggedStore:
         """The images of one part, by class."""
@@ -227,7 +234,7 @@ def _loaded(data: Path, size: int, channels: Literal[1, 3], state: str) -> Ragge
 def experiments() -> list[Experiment]:
     """One: the rest is settings."""
     recipe = ImageRecipe(
-        iterations=2000,
+        iterations=600,
         meta_batch=4,
         shots=1,
         queries=5,
