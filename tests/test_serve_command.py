@@ -19,6 +19,9 @@ def test_a_port_is_a_number_of_sixteen_bits(port):
         ({"static": Path("site")}, "give both or neither"),
         ({"runtime": Path("dist")}, "give both or neither"),
         ({"static": Path("site"), "runtime": Path("dist"), "run_folder": Path("run")}, "needs the server"),
+        ({"static": Path("site"), "runtime": Path("dist"), "host": "127.0.0.1"}, "are of the server"),
+        ({"static": Path("site"), "runtime": Path("dist"), "port": 8000}, "are of the server"),
+        ({"static": Path("site"), "runtime": Path("dist"), "open": True}, "are of the server"),
     ],
 )
 def test_static_is_written_from_a_runtime_without_a_run(given, told):

@@ -32,7 +32,14 @@ def test_curves_need_no_tuning_when_they_are_loaded(name):
     assert trained.recipe.tune_inner_lr == ()
     measured = shipped_evaluation(name, trained.recipe.norm)
     assert measured is not None
+    assert measured["shots"] == trained.recipe.shots  # of evaluations with more and fewer
     assert measured["inner_lr"] == trained.about["inner_lr"]
+
+
+def test_characters_are_as_good_as_told():
+    measured = shipped_evaluation("characters", "support")
+    assert measured is not None
+    assert round(measured["per_step"][-1]["mean"], 3) == 0.948
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from headstart.training.run import Run
 from headstart.usage import UsageError
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -15,14 +14,14 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 @dataclass(frozen=True)
 class Serve:
-    """Show models learning on a page in the browser: those that come with Headstart, and a run of yours."""
+    """Show models learning on a page in the browser: those that come with Headstart, and one of yours."""
 
     run_folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a run of image classification, to be tried on the page too."""
-    host: str = "127.0.0.1"
-    """Address to serve at. The default is for this machine alone; at another, whoever can reach it can use it."""
-    port: int = 8000
-    """Port to serve at; 0 for one that is free."""
+    """Folder of a run of image classification, or of an adapted model, to be tried on the page too."""
+    host: str | None = None
+    """Address to serve at; None for 127.0.0.1, this machine alone. At another, whoever can reach it can use it."""
+    port: int | None = None
+    """Port to serve at; 0 for one that is free, None for 8000."""
     open: Flag = False
     """Open the page in the browser."""
     static: Path | None = None
@@ -39,8 +38,13 @@ class Serve:
             raise UsageError("--static OUT and --runtime DIR go together: give both or neither.")
         if self.static is not None and self.run_folder is not None:
             raise UsageError(f"{self.run_folder} needs the server: leave it out, or leave out --static.")
-        if not 0 <= self.port <= 65535:
-            raise UsageError(f"--port must be from 0 to 65535, got {self.port}.")
+        if self.static is not None and (self.host, self.port, self.open) != (None, None, False):
+            raise UsageError(
+                "--host, --port and --open are of the server, which --static does not start: leave them out."
+            )
+        port = 8000 if self.port is None else self.port
+        if not 0 <= port <= 65535:
+            raise UsageError(f"--port must be from 0 to 65535, got {port}.")
         if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart")):
             raise ImportError("`headstart serve` needs Starlette and uvicorn: pip install 'headstart[serve]'")
         if self.static is not None and self.runtime is not None:
@@ -51,5 +55,5 @@ class Serve:
             return 0
         from headstart.serve.server import serve
 
-        serve(None if self.run_folder is None else Run(self.run_folder), self.host, self.port, self.open)
+        serve(self.run_folder, self.host or "127.0.0.1", port, self.open)
         return 0

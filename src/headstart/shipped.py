@@ -37,13 +37,20 @@ def shipped(name: ShippedName) -> Trained:
 
 
 def shipped_evaluation(name: ShippedName, norm: str) -> dict[str, Any] | None:
-    """How a shipped run did on sampled test tasks under a norm policy, on the most of them; None if unmeasured."""
-    files = sorted((shipped_run(name).path / "evaluations").glob("*.json"))
-    found = [evaluation for evaluation in map(read_json, files) if _is_plain(evaluation, norm)]
+    """How a shipped run did on sampled test tasks as those trained on, on the most of them; None if unmeasured.
+
+    Args:
+        name: Of the run.
+        norm: Norm policy it was evaluated under.
+    """
+    run = shipped_run(name)
+    asked = {"protocol": "sampled", "norm": norm, "shots": run.config()["settings"]["shots"]}
+    files = (run.path / "evaluations").glob("*.json")
+    found = [evaluation for evaluation in map(read_json, files) if _is_plain(evaluation, asked)]
     return max(found, key=lambda evaluation: evaluation["num_tasks"], default=None)
 
 
-def _is_plain(evaluation: dict[str, Any], norm: str) -> bool:
-    """Whether it is of the classes trained with, from one task distribution, queries predicted together."""
+def _is_plain(evaluation: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether it is as asked, with as many classes as trained with, and the queries predicted together."""
     plain = "ways" not in evaluation and not evaluation.get("one_at_a_time")
-    return plain and evaluation["protocol"] == "sampled" and evaluation["norm"] == norm
+    return plain and all(evaluation[name] == value for name, value in asked.items())

@@ -42,6 +42,10 @@ def test_a_number_is_answered_in_its_unit():
     support = table.support_of([{"x": 0.003, "kind": "a", "y": 23456.5}, {"x": 0, "kind": "a", "y": "19000"}])
     answers = table.answers(support.batch.targets, ())
     assert [answer["y"] for answer in answers] == pytest.approx([23456.5, 19000], rel=1e-6)
+    assert table.unit is not None
+    raw = torch.tensor([[23456.5], [19000]], dtype=torch.float64)
+    torch.testing.assert_close(table.unit.standardised(raw).float(), support.batch.targets)
+    assert inputs("state").unit is None
 
 
 def test_classes_are_answered_by_name_whatever_the_support_set_has():
@@ -100,6 +104,12 @@ def test_what_looks_wrong_is_noted():
     assert any("1 of 3 support rows are left out: no y" in note for note in support.notes)
     assert any("of 2 values of device" in note for note in support.notes)
     assert any("y is more than 8 deviations from the training mean in 1 of 2" in note for note in support.notes)
+
+
+def test_unknown_categories_are_noted():
+    rows = [{"x": 0.003, "kind": kind, "y": 20500} for kind in ("a", "A", "c", None)]
+    (note,) = inputs().support_of(rows).notes
+    assert note == "kind is no category known from training in 2 of 4 support rows."
 
 
 def test_a_column_without_a_value_is_noted():

@@ -53,8 +53,10 @@ def test_what_is_served_is_described(client, models):
     assert (told["curve"]["steps"], told["curve"]["x"]) == (10, [-5, 5])
     assert told["run"]["classes_limit"] == 3
     assert told["run"]["kind"] == "characters"
+    assert told["run"]["classes"] is None
     measured = shipped_evaluation("characters", "support")
-    assert told["characters"]["accuracy"] == (measured and measured["per_step"][-1]["mean"])
+    assert measured is not None
+    assert told["characters"]["accuracy"] == measured["per_step"][-1]["mean"] > 0.9
 
 
 def test_without_a_run_there_is_none(models, page):

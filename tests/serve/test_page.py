@@ -265,6 +265,42 @@ def test_images_of_ones_own_are_named_by_the_run(by_server: Visit, tmp_path: Pat
     assert page.locator(".predictions .bars li").count() == 6
 
 
+def test_too_much_is_told_before_it_is_sent(by_server: Visit, tmp_path: Path):
+    page = by_server.page
+    by_server.tab("Your model")
+    for index, name in enumerate(("fish", "boat"), start=1):
+        page.fill(f'input[aria-label="Name of class {index}"]', name)
+        page.set_input_files(f'input[aria-label="Images of {name}"]', drawing(tmp_path, name, 3 * index, 0))
+    one = drawing(tmp_path, "new", 3, 1)
+    page.set_input_files('input[aria-label="Images to name"]', [one] * 51)
+    page.route("**/api/run", lambda route: route.abort())
+    page.click("text=Adapt and predict")
+    page.wait_for_selector("text=There are 51 images to name: give 50 at most.")
+    page.click('button[aria-label="Remove new.png from Images to name"] >> nth=0')
+    one.write_bytes(bytes(10 * 2**20 + 1))
+    page.set_input_files('input[aria-label="Images of boat"]', one)
+    page.click("text=Adapt and predict")
+    page.wait_for_selector("text=new.png is larger than 10 MiB: make it smaller.")
+
+
+def test_an_adapted_model_asks_for_images_to_name_only(browser: Any, tmp_path: Path):
+    characters = shipped("characters")
+    images = {name: [drawing(tmp_path, name, character, 0)] for name, character in (("fish", 3), ("boat", 20))}
+    adapted = characters.adapt(characters.inputs.examples(images, characters.inputs.image))
+    models = Models(characters, shipped("curve-maml"), shipped("curve-pretrained"), adapted)
+    with _serving(application(models)) as address:
+        visit = Visit(browser, address)
+        visit.tab("Your model")
+        visit.page.wait_for_selector("text=in 3 gradient steps, tells apart fish, boat.")
+        assert visit.page.locator(".class").count() == 0
+        again = [drawing(tmp_path, f"{name}-1", character, 1) for name, character in (("boat", 20), ("fish", 3))]
+        visit.page.set_input_files('input[aria-label="Images to name"]', again)
+        visit.page.click('#panel-your-model >> text="Predict"')
+        visit.page.wait_for_selector(".predictions")
+        assert visit.page.locator(".predictions .winner").all_inner_texts() == ["boat", "fish"]
+        visit.close()
+
+
 def test_dropped_files_are_taken_and_what_is_no_image_is_told(by_server: Visit, tmp_path: Path):
     page = by_server.page
     by_server.tab("Your model")

@@ -9,10 +9,13 @@ import sys
 
 import httpx2
 import pytest
+import torch
 
-from headstart.inputs import InputError
-from headstart.serve.server import image_run, listening
-from headstart.shipped import shipped_run
+from headstart.adapted import Adapted
+from headstart.inputs import InputError, Support
+from headstart.serve.server import image_model, listening
+from headstart.shipped import shipped, shipped_run
+from headstart.types import Batch
 
 STARTED = """
 import logging, sys
@@ -62,5 +65,17 @@ def test_answers_are_not_held_back():
 
 def test_a_run_that_takes_no_images_is_refused():
     with pytest.raises(InputError, match="sinusoid-5shot, whose inputs are no images"):
-        image_run(shipped_run("curve-maml"))
-    assert image_run(shipped_run("characters")).recipe.kind == "characters"
+        image_model(shipped_run("curve-maml").path)
+    assert image_model(shipped_run("characters").path).recipe.kind == "characters"
+
+
+def test_an_adapted_model_is_taken_unless_it_is_of_no_images(tmp_path):
+    for name, classes, targets in (("characters", ("a", "b"), torch.arange(2)), ("curve-maml", (), torch.zeros(2, 1))):
+        trained = shipped(name)
+        support = Support(Batch(trained.inputs.blank(2), targets), classes)
+        trained.adapt(support).save(tmp_path / name)
+    model = image_model(tmp_path / "characters")
+    assert isinstance(model, Adapted)
+    assert model.classes == ("a", "b")
+    with pytest.raises(InputError, match="inputs are no images"):
+        image_model(tmp_path / "curve-maml")

@@ -3,18 +3,25 @@
 import io
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+from starlette.testclient import TestClient
 from torch.testing import assert_close
 
-from headstart.serve import limits
+from headstart.serve import limits, uploads
+from headstart.serve.app import application
+from headstart.serve.workers import Models
+from headstart.tasks.likeness import Likeness
 from headstart.types import Batch
 
 
-def _png(shade: int, size: int = 28) -> bytes:
-    image = Image.new("L", (size, size), 255)
+def _png(shade: int, size: int = 28, paper: int = 255) -> bytes:
+    image = Image.new("L", (size, size), paper)
     image.paste(shade, (4, 4, size // 2, size - 4))
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -37,6 +44,7 @@ def _bomb(side: int) -> bytes:
 
 
 A, B, C = _png(0), _png(100), _png(200, size=60)
+BLACK = _png(0, paper=0)
 SUPPORT = [("support", ("b/1.png", B)), ("support", ("a/1.png", A)), ("support", ("a/2.png", A))]
 QUERY = ("query", ("new.png", C))
 
@@ -92,7 +100,7 @@ WRONG_FILES = {
     "a bomb": (
         [("support", ("a/x.png", _bomb(6000))), SUPPORT[0]],
         None,
-        "6000x6000 pixels, more than the 25000000 allowed",
+        "6000x6000 pixels, more than the 16000000 allowed",
     ),
     "a larger bomb": ([("support", ("a/x.png", _bomb(20_000))), SUPPORT[0]], None, "Cannot read x.png"),
     "an SVG": ([("support", ("a/x.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")), SUPPORT[0]], None, "x.svg"),
@@ -100,7 +108,13 @@ WRONG_FILES = {
     "one class": (SUPPORT[1:], None, "of 1 classes: give 2 to 3"),
     "four classes": ([("support", (f"{i}/1.png", A)) for i in range(4)], None, "of 4 classes: give 2 to 3"),
     "no class": ([("support", ("1.png", A)), SUPPORT[0]], None, "1.png has no class"),
-    "a path out of its folder": ([("support", ("../a/x.png", A)), SUPPORT[0]], None, "leads out of its folder"),
+    "a path out of its folder": ([("support", ("../a/x.png", A)), SUPPORT[0]], None, "x.png is named by a path out of"),
+    "a long path out": (
+        [("support", ("../" * 300 + "a/x.png", A)), SUPPORT[0]],
+        None,
+        "x.png is named by a path out of",
+    ),
+    "a file with a control character": ([*SUPPORT, ("query", ("a\x1b.png", A))], None, "printable characters"),
     "a class named ..": (ALSO, ["..", "a"], "1.png has no class"),
     "a class without a name": (ALSO, [" ", "a"], "1.png has no class"),
     "a class with a control character": (ALSO, ["a\x07", "b"], "printable"),
@@ -118,6 +132,63 @@ def test_wrong_files(client, parts, labels, told):
     response = _ask(client, *parts, QUERY, labels=labels)
     assert response.status_code == 422
     assert told in _sentence(response)
+
+
+def test_images_of_many_pixels_together_are_refused_before_any_is_decoded(client, models, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(type(models.run.inputs), "image", lambda *given: decoded.append(given))
+    many = [("query", (f"{i}.png", _bomb(4000))) for i in range(13)]
+    response = _ask(client, *SUPPORT, *many)
+    assert response.status_code == 413
+    assert "208 million pixels together, more than the 200 million" in _sentence(response)
+    assert decoded == []
+
+
+def test_images_are_not_decoded_for_a_visitor_who_left(models):
+    named = {name: [UploadFile(io.BytesIO(A), filename="1.png")] for name in "ab"}
+    given = uploads.Upload(named, [UploadFile(io.BytesIO(A), filename="new.png")])
+    looks = iter([False, False, True])  # before each image
+    with pytest.raises(ClientDisconnect):
+        uploads.predictions(models.run, given, lambda: next(looks))
+    assert next(looks, None) is None
+
+
+def test_what_looks_unlike_the_training_images_is_noted_of_both_kinds(models):
+    likeness = Likeness((0.0, 0.0, 0.0, 0.0), (0.5, 0.5, 0.5, 0.5))
+    run = replace(models.run, inputs=replace(models.run.inputs, likeness=likeness))
+    ask = application(Models(models.characters, models.maml, models.pretrained, run))
+    with TestClient(ask, base_url="http://localhost") as client:
+        assert _ask(client, *SUPPORT, QUERY).json()["notes"] == []
+        notes = _ask(client, *SUPPORT, QUERY, ("query", ("black.png", BLACK))).json()["notes"]
+    assert len(notes) == 1
+    assert "1 of 2 query images look unlike" in notes[0]
+
+
+@pytest.fixture
+def adapted(models):
+    """A run adapted to two classes, as it is served."""
+    images = {"a": [io.BytesIO(A)], "b": [io.BytesIO(B)]}
+    model = models.run.adapt(models.run.inputs.examples(images, models.run.inputs.image))
+    app = application(Models(models.characters, models.maml, models.pretrained, model))
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_an_adapted_model_needs_no_support_files(client, adapted):
+    told = adapted.get("/api/models").json()["run"]
+    assert (told["classes"], told["classes_limit"], told["steps"]) == (["a", "b"], 2, 2)
+    answer = _ask(adapted, QUERY, ("query", ("a.png", A))).json()
+    alone = _ask(client, *SUPPORT[:2], QUERY, ("query", ("a.png", A))).json()
+    assert answer["classes"] == ["a", "b"]
+    for row, expected in zip(answer["predictions"], alone["predictions"], strict=True):
+        assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("parts", "labels"), [(SUPPORT, None), ([], ["a"])])
+def test_an_adapted_model_takes_none(adapted, parts, labels):
+    response = _ask(adapted, *parts, QUERY, labels=labels)
+    assert response.status_code == 422
+    assert "adapted already" in _sentence(response)
 
 
 def test_a_query_is_needed_and_must_be_an_image(client):

@@ -5,8 +5,9 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from headstart.serve import limits, workers
+from headstart.serve import limits
 from headstart.serve.app import application
+from headstart.serve.workers import Workers
 
 BLANK = [0] * 784
 GOOD = {"support": [BLANK, [255] * 784], "labels": [0, 1], "query": BLANK}
@@ -112,6 +113,20 @@ def test_another_content_type_is_refused(client, kind):
     assert "must be application/json" in _sentence(response)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "undefined", "latin-1", "no-such", '"utf-16"'])
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=b"])
+def test_another_charset_is_refused(client, kind, charset):
+    path = "/api/curve" if kind.endswith("json") else "/api/run"
+    response = client.post(path, content=b"{}", headers={"content-type": f"{kind}; charset={charset}"})
+    assert response.status_code == 415
+    assert "charset must be utf-8" in _sentence(response)
+
+
+def test_utf_8_may_be_named(client):
+    named = {"content-type": "application/json; charset=UTF-8"}
+    assert client.post("/api/curve", content=b'{"points": [[0, 0]]}', headers=named).status_code == 200
+
+
 def test_a_compressed_body_is_refused(post):
     assert post("/api/curve", b"{}", **{"content-encoding": "gzip"}).status_code == 415
 
@@ -178,9 +193,8 @@ def test_a_visitor_too_many_is_told_to_come_back(models, monkeypatch):
         return {}
 
     monkeypatch.setattr("headstart.serve.answers.characters", slow)
-    made = workers.Workers
-    monkeypatch.setattr("headstart.serve.app.Workers", lambda models: made(models, threads=1, waiting=1))
-    with TestClient(application(models), base_url="http://localhost") as client, ThreadPoolExecutor(3) as visitors:
+    app = application(models, workers=Workers(models, threads=1, waiting=1))
+    with TestClient(app, base_url="http://localhost") as client, ThreadPoolExecutor(3) as visitors:
         kind = {"content-type": "application/json"}
         ask = lambda: client.post("/api/characters", content=b"{}", headers=kind)  # noqa: E731
         first = visitors.submit(ask)

@@ -1,4 +1,4 @@
-"""Tables on disk, what their columns become, and the tasks drawn from them."""
+"""What the columns of a table become, and the tasks drawn from it."""
 
 import json
 import logging
@@ -11,9 +11,9 @@ import torch
 from headstart.tasks import schema as schemas
 from headstart.tasks.schema import LevelColumn, Schema
 from headstart.tasks.table import TableTasks, TaskRows, read_tasks, task_rows
-from headstart.tasks.table_files import as_seconds, from_records, read_table
+from headstart.tasks.table_files import from_records
 
-pl = pytest.importorskip("polars", reason="tables need the extra table")
+pytest.importorskip("polars", reason="tables need the extra table")
 
 DEVICES = 12
 
@@ -35,76 +35,6 @@ def table_of(devices=DEVICES, rows=8, **columns):
 
 def fit(table, **settings):
     return schemas.fit(table, **{"task_column": "device", "target": "y", **settings})
-
-
-def write(path, text):
-    path.write_text(text) if isinstance(text, str) else path.write_bytes(text)
-    return path
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_csv_file_is_read_as_text_whatever_separates_it(tmp_path, separator):
-    lines = ["a,b ,c", "007,1e-3, x ", ",,", ",NA,5.0"]
-    table = read_table(write(tmp_path / "t.csv", "\ufeff" + "\n".join(lines).replace(",", separator) + "\n"))
-    assert table.frame.to_dict(as_series=False) == {"a": ["007", None], "b": ["1e-3", None], "c": ["x", "5"]}
-    assert table.rows.tolist() == [1, 3]  # the blank row counts, and is left out
-
-
-def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path):
-    frame = pl.DataFrame(
-        {"a": ["x", "y"], "b": [0.1, float("nan")], "c": [3.0, 4.0], "d": [True, None], "l": [[1], [2]]}
-    )
-    frame.write_parquet(tmp_path / "t.parquet")
-    frame.drop("l").write_csv(tmp_path / "t.csv")
-    one, other = (read_table(tmp_path / name).frame.to_dict(as_series=False) for name in ("t.parquet", "t.csv"))
-    assert one == other == {"a": ["x", "y"], "b": ["0.1", None], "c": ["3", "4"], "d": ["true", None]}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("empty.csv", "", "is empty"),
-        ("blank.csv", "\n\n", "is empty"),
-        ("header.csv", "a,b\n", "a header and no rows"),
-        ("nothing.csv", "a,b\n,\n", "no row with a value"),
-        ("twice.csv", "a,b,a\n1,2,3\n", "more than one column a"),
-        ("ragged.csv", "a,b\n1,2,3\n", "Cannot read .* as CSV"),
-        ("binary.csv", b"a,b\n\x00\x01\x02", "is no text"),
-        ("latin.csv", b"a,b\n\xe9,2\n", "Cannot read .* as CSV"),
-        ("torn.parquet", b"PAR1" + b"\x00" * 50, "Cannot read .* as Parquet"),
-        ("text.parquet", "a,b\n1,2\n", "Cannot read .* as Parquet"),
-    ],
-)
-def test_files_that_are_no_table_are_refused_in_a_sentence(tmp_path, name, content, told):
-    with pytest.raises(ValueError, match=told):
-        read_table(write(tmp_path / name, content))
-
-
-def test_a_truncated_parquet_file_a_folder_and_no_file_are_refused(tmp_path):
-    pl.DataFrame({"a": list(range(1000))}).write_parquet(tmp_path / "t.parquet")
-    write(tmp_path / "t.parquet", (tmp_path / "t.parquet").read_bytes()[:-20])
-    for path, told in ((tmp_path / "t.parquet", "as Parquet"), (tmp_path, "is a folder"), (tmp_path / "no", "no file")):
-        with pytest.raises(ValueError, match=told):
-            read_table(path)
-
-
-def test_the_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "polars", None)
-    with pytest.raises(ImportError, match=r"headstart\[table\]"):
-        read_table(write(tmp_path / "t.csv", "a\n1\n"))
-
-
-def test_records_are_a_table_and_nested_values_are_refused():
-    table = from_records([{"a": 1, "b": True}, {"a": 0, "c": None}, {"b": "x"}])
-    assert table.frame.to_dict(as_series=False) == {"a": ["1", "0", None], "b": ["true", None, "x"], "c": [None] * 3}
-    for wrong, told in (([], "no rows"), ([{"a": [1]}], "a is a list"), ([{"a": None}], "no row with a value")):
-        with pytest.raises(ValueError, match=told):
-            from_records(wrong)
-
-
-def test_dates_are_seconds_and_what_is_no_date_is_missing():
-    found = as_seconds(pl.Series(["1970-01-02", "1970-01-01T01:00:00+01:00", "1970-01-01 00:00:01", "1/2/1970", None]))
-    np.testing.assert_array_equal(found, [86400, 0, 1, np.nan, np.nan])
 
 
 def test_numbers_are_standardised_by_the_training_tasks_alone():
@@ -137,6 +67,9 @@ def test_a_value_far_from_all_training_values_is_refused():
         schema.inputs(from_records([{"x": 1}, {"x": 1e300}]), "t")
     with pytest.raises(ValueError, match="row 1: y is '-1e20', far from"):
         schema.targets(from_records([{"y": "-1e20"}]), "t")
+    test = next(i for i in range(DEVICES) if schema.part_of(f"d{i}") == "test")
+    with pytest.raises(ValueError, match=rf"row {test + 1} \(d{test}\): x is '1000000000.*far from all training"):
+        fit(table_of(far=lambda d, i: i, x=lambda d, i: 10**9 if (d, i) == (test, 0) else i))
 
 
 def test_missing_numbers_are_the_median_and_say_so():
@@ -160,6 +93,17 @@ def test_categories_are_one_hot_and_unknown_ones_have_their_own_code():
     assert schema.names[1:] == ("kind is A", "kind is B", "kind is another", "kind is missing")
     rows = from_records([{"x": 1, "kind": kind} for kind in ("B", "own", "new", None)])
     assert schema.inputs(rows, "t")[:, 1:].tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_a_few_texts_among_numbers_or_dates_are_mistakes_unless_called_categories():
+    table = table_of(heat=lambda d, i: "ERR" if i == 5 else None if i == 1 else i)
+    told = r"row \d+: heat is 'ERR'; its values must be finite numbers: correct it, leave it empty, or name .* --categ"
+    with pytest.raises(ValueError, match=told):
+        fit(table)
+    assert fit(table, categories=("heat",)).categories[0].levels == (*"023467", "ERR")
+    with pytest.raises(ValueError, match=r"day is 'later'; its values must be dates as in .*--categories"):
+        fit(table_of(day=lambda d, i: f"2024-01-{i + 1:02d}" if i else "later"))
+    assert fit(table_of(code=lambda d, i: f"A{i}" if i % 2 else i)).categories[0].name == "code"
 
 
 def test_a_column_of_codes_is_of_categories_where_asked_for():
@@ -188,6 +132,37 @@ def test_what_cannot_help_is_left_out_and_said(caplog):
     assert "names the task" in reasons["serial"]
     assert reasons["secret"] == "not asked for"
     assert "Column serial is left out" in caplog.text
+
+
+def test_what_each_column_is_and_how_many_tasks_there_are_is_said(caplog):
+    table = table_of(kind=lambda d, i: "AB"[i % 2], day=lambda d, i: f"2024-01-{i + 1:02d}")
+    with caplog.at_level(logging.INFO):
+        schema = fit(table)
+        task_rows(table, schema, "test")
+    assert "12 tasks: 8 to train on, 2 to validate, 2 to test. The target y is a number." in caplog.text
+    assert "Columns: numbers x; dates day; categories kind (2)." in caplog.text
+    assert "2 different tasks to test on" in caplog.text
+
+
+def test_rows_without_a_task_or_target_are_left_out_with_a_warning(caplog):
+    table = table_of(state=lambda d, i: ["None", "mild", "severe"][i % 3])
+    with caplog.at_level(logging.WARNING):
+        assert fit(table, target="state").classes == ("mild", "severe")
+    assert "36 of 96 rows left out: no device or no state" in caplog.text
+    assert "None, ?: rename" in caplog.text
+
+
+def test_patterns_name_columns():
+    table = table_of(note=lambda d, i: i % 3, heat=lambda d, i: i * i)
+    table = table._replace(frame=table.frame.rename({"heat": "heat [K]"}))
+    assert fit(table, columns=("x", "heat [K]")).columns == ("x", "heat [K]")
+    assert fit(table, columns=("!note",)).columns == fit(table, columns=("*", "!note")).columns == ("x", "heat [K]")
+    assert [c.name for c in fit(table, categories=("!x", "!heat*")).categories] == ["note"]
+    for settings in ({"categories": ("note", "zip")}, {"columns": ("*", "!zip")}):
+        with pytest.raises(
+            ValueError, match=r"no column that matches !?zip: its columns are device, x, y, note, heat \[K\]"
+        ):
+            fit(table, **settings)
 
 
 def test_a_row_number_is_left_out_and_a_number_within_the_task_is_not():
@@ -227,6 +202,11 @@ def test_a_text_or_two_valued_target_is_of_classes():
         (lambda: table_of(), {"columns": ("*", "!x")}, "no column to predict y from .x: not asked for"),
         (lambda: table_of(t=lambda d, i: None if i == 3 else i), {"time_column": "t"}, "row 37: t is missing"),
         (lambda: table_of(t=lambda d, i: "soon" if i == 3 else i), {"time_column": "t"}, "t is 'soon'"),
+        (
+            lambda: table_of(t=lambda d, i: f"2024/01/{i + 1:02d}"),
+            {"time_column": "t"},
+            "row 1: t is '2024/01/01'; its values must be finite numbers, or dates as in 2024-01-31",
+        ),
         (lambda: table_of(z=lambda d, i: "inf" if i == 3 else i), {}, "z is 'inf'; its values must be finite numbers"),
     ],
 )
@@ -271,7 +251,8 @@ def test_rows_of_one_task_are_its_own_in_order_of_time():
 def plain_rows(*sizes):
     """Tasks whose rows' inputs are their task and place, and whose targets are the places."""
     inputs = torch.cat([torch.tensor([[float(t), float(i)] for i in range(size)]) for t, size in enumerate(sizes)])
-    return TaskRows(inputs, inputs[:, 1:].clone(), torch.tensor(sizes), tuple(f"t{i}" for i in range(len(sizes))))
+    names = tuple(f"t{i}" for i in range(len(sizes)))
+    return TaskRows(inputs, inputs[:, 1:].clone(), torch.tensor(sizes), names, inputs[:, 1].long() + 1)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -298,6 +279,48 @@ def test_ordered_queries_come_after_a_run_of_support_rows():
     assert (support.diff(dim=1) == 1).all()
     assert (query.amin(1) > support.amax(1)).all()
     assert len(support[:, 0].unique()) > 5
+
+
+def test_queries_are_later_than_rows_of_the_same_time_as_the_support():
+    table = table_of(devices=9, rows=20, day=lambda d, i: i // 3, place=lambda d, i: i)
+    schema = fit(table, time_column="day")
+    rows = task_rows(table, schema, "train")
+    assert rows.until[:20].tolist() == [3] * 3 + [6] * 3 + [9] * 3 + [12] * 3 + [15] * 3 + [18] * 3 + [20] * 2
+    day = schema.names.index("day")
+    source = TableTasks(rows, shots=4, queries=3, ordered=True, fewest=1)
+    rng, first, last = torch.Generator().manual_seed(0), set(), set()
+    for _ in range(20):
+        tasks = source.sample(30, rng)
+        support, query = tasks.support.inputs[..., day], tasks.query.inputs[..., day]
+        assert (query.amin(1) > support.amax(1)).all()
+        first |= set(support[:, 0].tolist())
+        last |= set(query.flatten().tolist())
+    days = rows.inputs[:20, day].unique().tolist()
+    assert {days[0], days[3]} <= first  # from anywhere
+    assert set(days[1:]) == last
+
+
+def test_tasks_of_one_time_have_no_later_queries():
+    table = table_of(day=lambda d, i: 3 if d else i)
+    schema = fit(table, time_column="day", columns=("x",))
+    part = schema.part_of("d0")
+    source = TableTasks(task_rows(table, schema, part), shots=2, queries=2, ordered=True)
+    assert source.long_enough.tolist() == [source.rows.names.index("d0")]
+    other = "val" if part == "train" else "train"
+    with pytest.raises(ValueError, match=r"need 4 rows of a task \(the queries' later than the others\), and the"):
+        TableTasks(task_rows(table, schema, other), shots=2, queries=2, ordered=True)
+
+
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_a_meta_batch_has_each_task_equally_often(size):
+    source = TableTasks(plain_rows(5, 9, 3, 40), shots=2, queries=2)
+    rng, total = torch.Generator().manual_seed(0), torch.zeros(4)
+    for _ in range(100):
+        times = source.sample(size, rng).support.inputs[:, 0, 0].long().bincount(minlength=4)
+        assert times[2] == 0
+        assert times[[0, 1, 3]].max() - times[[0, 1, 3]].min() <= 1
+        total += times
+    assert (total[[0, 1, 3]] / total.sum()).numpy() == pytest.approx([1 / 3] * 3, abs=0.05)
 
 
 def test_the_number_of_support_rows_is_drawn_by_halves():

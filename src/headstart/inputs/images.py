@@ -1,9 +1,9 @@
 """Images: a support set is a folder with one sub-folder of images per class, and a file is one image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from headstart.inputs.base import InputError, Inputs, Rows, Support
 from headstart.tasks.images import MAX_PIXELS, read_image
 from headstart.tasks.likeness import Likeness
 from headstart.types import Batch
+
+File = TypeVar("File")
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,15 @@ class ImageInputs(Inputs):
         if len(folders) < 2:
             raise InputError(f"{path} has {len(folders)} class folders: give 2 or more, with images of one class each.")
         found = {folder.name: _files(folder) for folder in folders}
-        return self.examples(found)
+        return self.examples(found, self.image)
 
-    def examples(self, images: Mapping[str, Sequence[Path | BinaryIO]]) -> Support:
-        """A support set from images by class, each a path or an open file."""
+    def examples(self, images: Mapping[str, Sequence[File]], read: Callable[[File], Tensor]) -> Support:
+        """A support set from images by class, each of which `read` makes a tensor, as `image` does."""
         tensors, labels = [], []
         for label, (name, files) in enumerate(images.items()):
             if not files:
                 raise InputError(f"The class {name} has no image: every class needs at least one.")
-            tensors += [self.image(file) for file in files]
+            tensors += [read(file) for file in files]
             labels += [label] * len(files)
         inputs = torch.stack(tensors)
         notes = () if self.likeness is None else self.likeness.notes(inputs, "support")

@@ -93,14 +93,22 @@ class TableInputs(Inputs):
         empty = [
             column.name
             for column in schema.numbers
-            if column.indicator and bool(np.all(_indicator(schema, column.name, inputs)))
+            if column.indicator and bool(np.all(_indicator(schema, f"{column.name} is missing", inputs)))
         ]
-        return found + [f"{name} is missing in every support row." for name in empty]
+        found += [f"{name} is missing in every support row." for name in empty]
+        for column in schema.categories:
+            count = int(_indicator(schema, f"{column.name} is another", inputs).sum())
+            if count:
+                found.append(
+                    f"{column.name} is no category known from training in {count} of {len(inputs)} support rows."
+                )
+        return found
 
 
 def _indicator(schema: Schema, name: str, inputs: Tensor) -> np.ndarray:
-    """Whether the value is missing, by row."""
-    return inputs[:, schema.names.index(f"{name} is missing")].numpy() > 0
+    """Whether what the input of this name says is so, by row; the last one, as a category may be called "another"."""
+    place = len(schema.names) - 1 - schema.names[::-1].index(name)
+    return inputs[:, place].numpy() > 0
 
 
 def _wrong_is_input_error(read: Callable[[], T]) -> T:

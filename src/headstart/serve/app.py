@@ -5,14 +5,15 @@
     GET  /api/models         what the models are, and how much may be asked of them
     POST /api/characters     drawings, some with labels, one without -> probabilities per step
     POST /api/curve          points -> two models' curves per step
-    POST /api/run            image files -> predictions of a run of one's own
+    POST /api/run            image files -> predictions of a run, or an adapted model, of one's own
 
 Every request brings all it needs and nothing of it is kept: no visitor sees another's adapted model.
 """
 
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,18 @@ _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "applica
 """Of files whose type the system's own table may have wrong; a browser runs no script of another type."""
 
 
-def application(models: Models, names: frozenset[str] | None = LOOPBACK_NAMES, page: Path = PAGE) -> Guard:
+def application(
+    models: Models, names: frozenset[str] | None = LOOPBACK_NAMES, page: Path = PAGE, workers: Workers | None = None
+) -> Guard:
     """The ASGI application.
 
     Args:
         models: What is served.
         names: By which it may be asked (see `Guard`); None for any.
         page: Folder of the page's files, `index.html` among them.
+        workers: With these models; None to make them.
     """
-    workers = Workers(models)
+    workers = workers or Workers(models)
     api = _Api(models, workers)
     files = _Files(directory=page)
 
@@ -110,15 +114,15 @@ class _Api:
         self._uploads += 1
         try:
             async with form_body(request) as form:
-                given = uploads.upload(form, uploads.most_classes(run))
-                return _answer(await self._workers.answer(request, lambda own: _predicted(own, given)))
+                given = uploads.upload(form, run)
+                return _answer(await self._workers.answer_long(request, partial(_predicted, given)))
         finally:
             self._uploads -= 1
 
 
-def _predicted(models: Models, given: uploads.Upload) -> dict[str, Any]:
+def _predicted(given: uploads.Upload, models: Models, left: Callable[[], bool]) -> dict[str, Any]:
     assert models.run is not None
-    return uploads.predictions(models.run, given)
+    return uploads.predictions(models.run, given, left)
 
 
 class _Files(StaticFiles):

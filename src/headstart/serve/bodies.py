@@ -54,11 +54,14 @@ async def form_body(request: Request) -> AsyncIterator[FormData]:
 
 
 def _check_type(request: Request, expected: str) -> bytes:
-    """Refuse another content type, or a compressed body; returns the boundary of a multipart body."""
+    """Refuse another content type or charset, or a compressed body; returns the boundary of a multipart body."""
     given, options = parse_options_header(request.headers.get("content-type"))
     if given.decode("latin-1").lower() != expected:
         told = f"got {given.decode('latin-1')[:NAME_LENGTH]!r}" if given else "got none"
         raise RequestError(415, f"The content type must be {expected}, {told}.")
+    charset = options.get(b"charset", b"utf-8").lower()
+    if charset not in (b"utf-8", b"utf8"):  # some of Python's are no charsets, and fail in ways of their own
+        raise RequestError(415, f"The charset must be utf-8, got {charset.decode('latin-1')[:NAME_LENGTH]!r}.")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise RequestError(415, "Compressed bodies are not taken: send it without a content encoding.")
     return options.get(b"boundary", b"")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headstart.adapted import Trained
+from headstart.adapted import Adapted, Trained
 from headstart.serve import limits
 from headstart.serve.uploads import most_classes
 from headstart.serve.workers import Models
@@ -40,16 +40,22 @@ def _curve(trained: Trained, name: ShippedName) -> dict[str, Any]:
 
 
 def _run(models: Models) -> dict[str, Any] | None:
-    if models.run is None:
+    run = models.run
+    if run is None:
         return None
-    classes = most_classes(models.run)
-    recipe = models.run.recipe
+    adapted = isinstance(run, Adapted)
     return {
-        "recipe": models.run.about["recipe"],
-        "kind": recipe.kind,
-        "classes_limit": classes,
-        "steps": recipe.eval_steps,
-        "limits": limits.run_limits(classes),
+        "recipe": run.about["recipe"],
+        "kind": run.recipe.kind,
+        "classes": list(run.classes) if adapted else None,
+        "classes_limit": most_classes(run),
+        "steps": run.about["steps"] if adapted else run.recipe.eval_steps,
+        "limits": {
+            "support": 0 if adapted else limits.RUN_SUPPORT,
+            "queries": limits.RUN_QUERIES,
+            "file_bytes": limits.FILE_BYTES,
+            "upload_bytes": limits.UPLOAD_BYTES,
+        },
     }
 
 

@@ -1,7 +1,5 @@
 """What a request may ask for. A page tells its visitors these; whoever asks for more gets one sentence."""
 
-from typing import Any
-
 SIZE = 28
 """Height and width of a drawing."""
 PIXELS = SIZE * SIZE
@@ -20,13 +18,16 @@ JSON_BYTES = 512 * 1024
 """Largest JSON body: fifty drawings and one more take up to 250 KiB with generous spaces."""
 BODY_S = 30.0
 """Seconds in which a body must have arrived."""
+HEADER_S = 10.0
+"""Seconds in which a request's header must have arrived."""
 
 RUN_WAYS, RUN_SUPPORT, RUN_QUERIES = 20, 100, 50
 """Classes, support images and query images of an upload."""
 FILE_BYTES, UPLOAD_BYTES = 10 * 2**20, 64 * 2**20
 """Largest file, and largest upload in all."""
-IMAGE_PIXELS = 25_000_000
-"""Pixels of an uploaded image: decoding takes some 12 bytes for each."""
+IMAGE_PIXELS, UPLOAD_PIXELS = 16_000_000, 200_000_000
+"""Pixels of an uploaded image, and of all images of an upload. Decoding takes up to 24 bytes for each of the one image
+that is decoded at a time (WebP with transparency; 12 for JPEG), and a second for some 30 million."""
 NAME_LENGTH = 100
 """Characters in the name of a class or file."""
 
@@ -36,15 +37,3 @@ UPLOADS = 4
 """Uploads taken in at the same time, waiting ones among them."""
 CONNECTIONS = 512
 """Connections at the same time."""
-
-
-def run_limits(classes: int) -> dict[str, Any]:
-    """What an upload to a run of `classes` classes at most may hold, as the page is told."""
-    return {
-        "classes": classes,
-        "support": RUN_SUPPORT,
-        "queries": RUN_QUERIES,
-        "file_bytes": FILE_BYTES,
-        "upload_bytes": UPLOAD_BYTES,
-        "image_pixels": IMAGE_PIXELS,
-    }

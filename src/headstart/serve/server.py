@@ -5,42 +5,46 @@ import logging
 import os
 import socket
 import webbrowser
+from pathlib import Path
 
 import uvicorn
 
-from headstart.adapted import Trained, load_run
+from headstart.adapted import Adapted, Trained, load, load_run
 from headstart.inputs import InputError
 from headstart.inputs.images import ImageInputs
 from headstart.serve.app import LOOPBACK_NAMES, application
+from headstart.serve.connections import Connection
 from headstart.serve.limits import CONNECTIONS
-from headstart.serve.workers import Models
+from headstart.serve.workers import Models, Workers
 from headstart.shipped import shipped
 from headstart.training.run import Run
 
 _log = logging.getLogger(__name__)
 
 
-def serve(run: Run | None, host: str, port: int, open_browser: bool) -> None:
+def serve(folder: Path | None, host: str, port: int, open_browser: bool) -> None:
     """Serve the page and its API until interrupted.
 
     Args:
-        run: A run of image classification, to be served beside the shipped models.
+        folder: Of a run of image classification, or of an adapted model of one, to be served beside the shipped models.
         host: Name or address of the network interface.
         port: Of it; 0 for any that is free.
         open_browser: Show the page in the browser.
 
     Raises:
-        InputError: The run's inputs are no images.
-        FileError: The run cannot be read.
+        InputError: Its inputs are no images.
+        FileError: It cannot be read.
         OSError: The port is taken, or the host is not one of this machine's.
     """
-    own = None if run is None else image_run(run)
+    own = None if folder is None else image_model(folder)
     with listening(host, port) as listener:
         models = Models(shipped("characters"), shipped("curve-maml"), shipped("curve-pretrained"), own)
+        workers = Workers(models)
+        workers.warm()
         local = is_loopback(listener.getsockname()[0])
         config = uvicorn.Config(
-            application(models, LOOPBACK_NAMES | {host.lower()} if local else None),
-            http="h11",
+            application(models, LOOPBACK_NAMES | {host.lower()} if local else None, workers=workers),
+            http=Connection,
             ws="none",
             loop="asyncio",
             log_config=None,
@@ -63,19 +67,20 @@ def serve(run: Run | None, host: str, port: int, open_browser: bool) -> None:
             _log.info("Stopped.")
 
 
-def image_run(run: Run) -> Trained:
-    """The run's model, ready to adapt to images.
+def image_model(folder: Path) -> Trained | Adapted:
+    """A run's model, ready to adapt to images, or an adapted model of one.
 
     Raises:
         InputError: It takes something else.
+        FileError: The folder holds neither.
     """
-    trained = load_run(run)
-    if not isinstance(trained.inputs, ImageInputs):
+    model = load(folder) if (folder / "adapted.json").exists() else load_run(Run(folder))
+    if not isinstance(model.inputs, ImageInputs):
         raise InputError(
-            f"{run.path} is a run of {trained.about['recipe']}, whose inputs are no images: the page takes runs of "
+            f"{folder} is a run of {model.about['recipe']}, whose inputs are no images: the page takes runs of "
             "image classification. Use `headstart adapt` and `headstart predict`."
         )
-    return trained
+    return model
 
 
 def listening(host: str, port: int) -> socket.socket:

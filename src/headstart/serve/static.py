@@ -53,7 +53,7 @@ def build(out: Path, runtime: Path) -> None:
         )
     models = Models(shipped("characters"), shipped("curve-maml"), shipped("curve-pretrained"))
     graphs = {f"{name}.onnx": graph(name) for name in ("characters", "curve-maml", "curve-pretrained")}
-    with whole_folder(out, marker="page/static.json") as folder:
+    with whole_folder(out, ("index.html", "page")) as folder:
         shutil.copytree(PAGE, folder / "page", ignore=shutil.ignore_patterns("index.html"))
         index = (PAGE / "index.html").read_text(encoding="utf-8")
         assert _SERVED in index

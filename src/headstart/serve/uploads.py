@@ -1,25 +1,27 @@
 """From a form with images to predictions of a run of one's own."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect
 
-from headstart.adapted import Trained
-from headstart.inputs import InputError, Support
+from headstart.adapted import Adapted, Trained
+from headstart.inputs import InputError
 from headstart.inputs.images import ImageInputs
 from headstart.recipes.learners import ANY_WAYS
 from headstart.serve import limits
 from headstart.serve.errors import RequestError
-from headstart.types import Batch
+from headstart.tasks.images import pixels
 
 
 class Upload(NamedTuple):
     """The files of a form.
 
     Attributes:
-        support: By class, in the order of the classes' names.
+        support: By class, in the order of the classes' names; empty for a model that is adapted already.
         queries: To be predicted.
     """
 
@@ -27,12 +29,12 @@ class Upload(NamedTuple):
     queries: list[UploadFile]
 
 
-def upload(form: FormData, most_classes: int) -> Upload:
+def upload(form: FormData, model: Trained | Adapted) -> Upload:
     """The files of a form, in number and size as allowed.
 
     Args:
         form: With files `support`, named CLASS/FILE or with a field `labels` each, and files `query`.
-        most_classes: That the run tells apart.
+        model: To be asked; one that is adapted already takes files `query` alone.
 
     Raises:
         RequestError: They are not.
@@ -40,6 +42,10 @@ def upload(form: FormData, most_classes: int) -> Upload:
     unknown = [name for name in form if name not in ("support", "query", "labels")]
     if unknown:
         _refuse(f"There is no field {unknown[0][: limits.NAME_LENGTH]!r}: the fields are support, query and labels.")
+    if isinstance(model, Adapted):
+        if "support" in form or "labels" in form:
+            _refuse("This server's model is adapted already: give files query alone.")
+        return Upload({}, _files(form, "query", limits.RUN_QUERIES))
     support, queries = _files(form, "support", limits.RUN_SUPPORT), _files(form, "query", limits.RUN_QUERIES)
     labels = form.getlist("labels")
     if labels and len(labels) != len(support):
@@ -47,39 +53,69 @@ def upload(form: FormData, most_classes: int) -> Upload:
     by_class: dict[str, list[UploadFile]] = {}
     for index, file in enumerate(support):
         by_class.setdefault(_class_of(file, labels[index] if labels else None), []).append(file)
-    if not 2 <= len(by_class) <= most_classes:
-        _refuse(f"The support files are of {len(by_class)} classes: give 2 to {most_classes} classes.")
+    most = most_classes(model)
+    if not 2 <= len(by_class) <= most:
+        _refuse(f"The support files are of {len(by_class)} classes: give 2 to {most} classes.")
     return Upload(dict(sorted(by_class.items())), queries)
 
 
-def predictions(trained: Trained, given: Upload) -> dict[str, Any]:
-    """The run adapted to the support files, and what it then says of each query file.
+def predictions(model: Trained | Adapted, given: Upload, left: Callable[[], bool]) -> dict[str, Any]:
+    """The model adapted to the support files, where it is not adapted already, and what it says of each query file.
+
+    Args:
+        model: Of images.
+        given: Files; they are decoded here.
+        left: Whether the visitor has left meanwhile.
 
     Raises:
-        RequestError: A file is no image that can be used.
+        RequestError: A file is no image that can be used, or all are too many pixels.
+        ClientDisconnect: The visitor has left.
     """
-    inputs = trained.inputs
+    inputs = model.inputs
     assert isinstance(inputs, ImageInputs)
+    _check_pixels(given)
+
+    def read(file: UploadFile) -> torch.Tensor:
+        if left():
+            raise ClientDisconnect
+        return inputs.image(file.file, _name(file), limits.IMAGE_PIXELS)
+
     try:
-        images = torch.stack([_image(inputs, file) for files in given.support.values() for file in files])
-        queries = torch.stack([_image(inputs, file) for file in given.queries])
-        labels = [label for label, files in enumerate(given.support.values()) for _ in files]
-        notes = () if inputs.likeness is None else inputs.likeness.notes(images, "support")
-        support = Support(Batch(images, torch.tensor(labels)), tuple(given.support), notes)
-        started = time.perf_counter()
-        adapted = trained.adapt(support)
+        queries = torch.stack([read(file) for file in given.queries])
+        if isinstance(model, Adapted):
+            started, adapted, notes = time.perf_counter(), model, ()
+        else:
+            support = inputs.examples(given.support, read)
+            started = time.perf_counter()
+            adapted, notes = model.adapt(support), support.notes
         with torch.no_grad():
             answers = inputs.answers(adapted.model(queries), adapted.classes)
         taken_ms = round((time.perf_counter() - started) * 1000, 2)
     except InputError as error:
         text = f"{error}".rstrip(".")
         raise RequestError(422, f"{text[:1].upper()}{text[1:]}.") from error
+    if inputs.likeness is not None:
+        notes += inputs.likeness.notes(queries, "query")
     named = [{"file": _name(file), **answer} for file, answer in zip(given.queries, answers, strict=True)]
     return {"classes": list(adapted.classes), "predictions": named, "notes": list(notes), "adaptation_ms": taken_ms}
 
 
-def most_classes(trained: Trained) -> int:
-    """How many classes an upload to the run may have."""
+def _check_pixels(given: Upload) -> None:
+    """Refuse more pixels than are decoded within seconds, before any is: an image of many may be a small file."""
+    files = [*given.queries, *(file for group in given.support.values() for file in group)]
+    total = sum(pixels(file.file) for file in files)
+    if total > limits.UPLOAD_PIXELS:
+        _refuse(
+            f"The images have {total // 10**6} million pixels together, more than the {limits.UPLOAD_PIXELS // 10**6} "
+            "million allowed: make them smaller, or leave some out.",
+            413,
+        )
+
+
+def most_classes(trained: Trained | Adapted) -> int:
+    """How many classes an upload to the run may have; of an adapted model, how many it tells apart."""
+    if isinstance(trained, Adapted):
+        return len(trained.classes)
     return limits.RUN_WAYS if trained.recipe.learner in ANY_WAYS else min(trained.recipe.classes or 0, limits.RUN_WAYS)
 
 
@@ -91,10 +127,10 @@ def _files(form: FormData, field: str, most: int) -> list[UploadFile]:
     for file in files:
         if not isinstance(file, UploadFile):
             _refuse(f"The field {field} must be files, got text: send each with a file name.")
-        if not _name(file) or len(_name(file)) > limits.NAME_LENGTH:
-            _refuse(f"A file of the field {field} needs a name of 1 to {limits.NAME_LENGTH} characters.")
+        if not _name(file) or len(_name(file)) > limits.NAME_LENGTH or not _name(file).isprintable():
+            _refuse(f"A file of the field {field} needs a name of 1 to {limits.NAME_LENGTH} printable characters.")
         if ".." in _path(file):
-            _refuse(f"The file name {file.filename!r} leads out of its folder: name it CLASS/FILE.")
+            _refuse(f"The file {_name(file)} is named by a path out of its folder: name it CLASS/FILE.")
         if not file.size:
             _refuse(f"{_name(file)} is empty: leave it out.")
         if file.size > limits.FILE_BYTES:
@@ -115,10 +151,6 @@ def _class_of(file: UploadFile, label: Any) -> str:
     if len(label) > limits.NAME_LENGTH or not label.isprintable():
         _refuse(f"The class of {_name(file)} needs a name of at most {limits.NAME_LENGTH} printable characters.")
     return label.strip()
-
-
-def _image(inputs: ImageInputs, file: UploadFile) -> torch.Tensor:
-    return inputs.image(file.file, _name(file), limits.IMAGE_PIXELS)
 
 
 def _name(file: UploadFile) -> str:

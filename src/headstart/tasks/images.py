@@ -70,6 +70,15 @@ def open_image(
         raise ValueError(f"cannot read {name} as an image ({', '.join(_FORMATS)}): {reason}") from error
 
 
+def pixels(source: BinaryIO) -> int:
+    """Pixels of an image as its header says, undecoded; 0 where there is no such header."""
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
+            return image.width * image.height
+    except _DAMAGE:
+        return 0
+
+
 def to_tensor(image: Image.Image, size: int, ink: bool) -> Tensor:
     """What `open_image` gave, as uint8 [channels, size, size]; see `read_image`.
 

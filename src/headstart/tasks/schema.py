@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.tasks.table_files import Table, as_numbers, as_seconds
+from headstart.tasks.table_files import MISSING, Table, as_numbers, is_dates, numbers_of, times_of, with_values
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,7 +54,10 @@ class LevelColumn:
 
 @dataclass(frozen=True)
 class Schema:
-    """What is known of a table: JSON values all, and nothing of a validation or test task.
+    """What is known of a table, JSON values all.
+
+    It is learned from the training tasks, but for the target's kind and classes: these are decided on all rows, so
+    that every part has the same.
 
     Categories are one-hot: the first layer's weights for them then are what an embedding would be. A category that
     only one training task has counts as unknown, so that what the network does with an unknown one is learned too.
@@ -103,7 +106,7 @@ class Schema:
             values = numbers_of(table, column.name, column.dates, what)
             missing = np.isnan(values)
             filled = np.where(missing, column.median, values)
-            parts.append(_standardised(table, column.name, filled, column.mean, column.scale, what))
+            parts.append(self._standardised(table, column.name, filled, column.mean, column.scale, what))
             if column.indicator:
                 indicators.append(missing)
         parts += indicators
@@ -121,7 +124,7 @@ class Schema:
         table.check_columns([self.target], what)
         if not self.classes:
             values = numbers_of(table, self.target, False, what)
-            values = _standardised(table, self.target, values, self.target_mean, self.target_scale, what)
+            values = self._standardised(table, self.target, values, self.target_mean, self.target_scale, what)
             return torch.from_numpy(values).float().unsqueeze(1)
         codes = _codes(table.frame[self.target], self.classes)
         unknown = np.flatnonzero(codes >= len(self.classes))
@@ -132,6 +135,21 @@ class Schema:
                 f"these are {', '.join(self.classes)}."
             )
         return torch.from_numpy(codes)
+
+    def _standardised(
+        self, table: Table, name: str, values: np.ndarray, mean: float, scale: float, what: str
+    ) -> np.ndarray:
+        """`(values - mean) / scale`, still float64: a small deviation of a large mean is not lost."""
+        found = (values - mean) / scale
+        far = np.flatnonzero(np.abs(found) > FARTHEST)
+        if len(far):
+            place = int(far[0])
+            task = f" ({table.frame[self.task_column][place]})" if self.task_column in table.frame.columns else ""
+            raise ValueError(
+                f"{what}, row {table.rows[place]}{task}: {name} is {table.frame[name][place]!r}, far from all training "
+                f"values, {mean:.4g} plus or minus {scale:.4g}: correct it, or leave it empty."
+            )
+        return found
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Schema":
@@ -161,7 +179,7 @@ def fit(
         task_column: Each of its values is a task.
         target: What is to be predicted.
         time_column: Orders the rows of a task.
-        columns: Name patterns of the columns that are inputs; one that starts with ! takes its matches out.
+        columns: Name patterns of the columns that are inputs; see `matches`.
         categories: Name patterns of columns that hold categories even if these are written as numbers.
         target_kind: See `TargetKind`.
         rows_needed: Tasks with fewer rows are left out.
@@ -174,10 +192,8 @@ def fit(
     table.check_columns(roles, what)
     if len(set(roles)) < len(roles):
         raise ValueError(f"The task column, the target and the time column must differ, got {', '.join(roles)}.")
-    given = len(table.rows)
-    table = with_values(table, (task_column, target), what)
-    if len(table.rows) < given:
-        _log.info("%s: %d of %d rows left out: no task or no target.", what, given - len(table.rows), given)
+    _check_patterns((*columns, *categories), table.frame.columns, what)
+    table = _known(table, task_column, target, what)
     if time_column is not None:
         times_of(table, time_column, what)
     classes = _classes(table, target, target_kind, what)
@@ -191,7 +207,7 @@ def fit(
         raise ValueError(f"{what}: {target} is {mean:g} in every row of the training tasks: there is nothing to learn.")
     schema = Schema(task_column, target, time_column, numbers, levels, classes, mean, scale, cuts, left_out)
     schema.inputs(table, what)  # the rows of the other parts, too, hold what they must
-    _tell(schema, len(tasks), len(training))
+    _tell(schema, tasks)
     return schema
 
 
@@ -203,24 +219,37 @@ def score(task: str) -> float:
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether `name` is among the names that `patterns` stand for.
 
-    >>> [matches(name, ("*", "!id*")) for name in ("id_a", "b")]
+    One that starts with ! takes its matches out: of all names, if there is no other kind.
+
+    >>> [matches(name, ("!id*",)) for name in ("id_a", "b")]
     [False, True]
     """
-    taken = any(fnmatchcase(name, pattern) for pattern in patterns if not pattern.startswith("!"))
-    return taken and not any(fnmatchcase(name, pattern[1:]) for pattern in patterns if pattern.startswith("!"))
+    out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    taken = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"] * bool(out)
+    return any(_match(name, pattern) for pattern in taken) and not any(_match(name, pattern) for pattern in out)
 
 
-def with_values(table: Table, columns: Sequence[str], what: str) -> Table:
-    """The rows that have a value in each of `columns`.
+def _match(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # a name may have brackets, as in "heat [K]"
 
-    Raises:
-        ValueError: No row has.
-    """
-    for name in columns:
-        missing = table.frame[name].is_null().to_numpy()
-        if missing.all():
-            raise ValueError(f"{what}: {name} is missing in every row.")
-        table = table.keep(~missing)
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str], what: str) -> None:
+    """See that each pattern stands for some column; one for none is a slip of the pen."""
+    idle = [pattern for pattern in patterns if not any(_match(name, pattern.removeprefix("!")) for name in names)]
+    if idle:
+        raise ValueError(f"{what} has no column that matches {', '.join(idle)}: its columns are {', '.join(names)}.")
+
+
+def _known(table: Table, task_column: str, target: str, what: str) -> Table:
+    """The rows with a task and a target; how many are left out is told."""
+    given = len(table.rows)
+    table = with_values(table, (task_column, target), what)
+    if len(table.rows) < given:
+        _log.warning(
+            "%s: %d of %d rows left out: no %s or no %s. Missing are empty cells and %s: rename a class or task "
+            "that is called so.",
+            what, given - len(table.rows), given, task_column, target, ", ".join(MISSING[1:]),
+        )  # fmt: skip
     return table
 
 
@@ -249,21 +278,6 @@ def tasks_with(table: Table, task_column: str, rows_needed: int, what: str) -> l
     return kept
 
 
-def numbers_of(table: Table, name: str, dates: bool, what: str) -> np.ndarray:
-    """A column as finite numbers, float64, NaN where missing.
-
-    Raises:
-        ValueError: Another value is in it.
-    """
-    column = table.frame[name]
-    values = as_seconds(column) if dates else as_numbers(column)
-    wrong = np.flatnonzero((np.isnan(values) & column.is_not_null().to_numpy()) | np.isinf(values))
-    if len(wrong):
-        told, row = "dates as in 2024-01-31T12:00" if dates else "finite numbers", table.rows[wrong[0]]
-        raise ValueError(f"{what}, row {row}: {name} is {column[int(wrong[0])]!r}; its values must be {told}.")
-    return values
-
-
 def _standardised(table: Table, name: str, values: np.ndarray, mean: float, scale: float, what: str) -> np.ndarray:
     """`(values - mean) / scale`, still float64: a small deviation of a large mean is not lost."""
     found = (values - mean) / scale
@@ -275,18 +289,6 @@ def _standardised(table: Table, name: str, values: np.ndarray, mean: float, scal
             f"{scale:.4g}: correct it, or leave it empty."
         )
     return found
-
-
-def times_of(table: Table, name: str, what: str) -> np.ndarray:
-    """The time of each row, float64: a number, or the seconds of a date.
-
-    Raises:
-        ValueError: One is missing, or neither.
-    """
-    if table.frame[name].has_nulls():
-        row = table.rows[int(table.frame[name].is_null().arg_max() or 0)]
-        raise ValueError(f"{what}, row {row}: {name} is missing, by which rows are ordered.")
-    return numbers_of(table, name, _is_dates(table.frame[name]), what)
 
 
 def _columns(
@@ -321,9 +323,10 @@ def _column(seen: Table, name: str, task_column: str, category: bool, what: str)
         return "no value in any training task"
     if column.n_unique() == 1:
         return "always the same"
-    dates = _is_dates(column)
-    if not category and (dates or not np.isnan(as_numbers(column)).any()):
-        values = numbers_of(seen, name, dates, what)
+    dates = is_dates(column)
+    if not category and (dates or np.isnan(as_numbers(column)).mean() < 0.5):
+        remedy = ": correct it, leave it empty, or name the column in --categories"
+        values = numbers_of(seen, name, dates, what, remedy)
         missing = np.isnan(values)
         if np.ptp(values - seen.rows) == 0:
             return "numbers the rows"
@@ -339,11 +342,6 @@ def _column(seen: Table, name: str, task_column: str, category: bool, what: str)
     if len(shared) > MOST_LEVELS:
         return f"{len(shared)} different texts, more than {MOST_LEVELS}: no categories"
     return LevelColumn(name, tuple(shared))
-
-
-def _is_dates(column: "pl.Series") -> bool:
-    first = column.drop_nulls().head(1)
-    return len(first) == 1 and not np.isnan(as_seconds(first)).any()
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
@@ -381,11 +379,19 @@ def _cuts(tasks: Sequence[str]) -> tuple[float, float]:
     return (scores[train - 1] + scores[train]) / 2, (scores[both - 1] + scores[both]) / 2
 
 
-def _tell(schema: Schema, tasks: int, training: int) -> None:
+def _tell(schema: Schema, tasks: Sequence[str]) -> None:
+    """Log what was decided."""
+    parts = [schema.part_of(task) for task in tasks]
     kind = f"one of {len(schema.classes)} classes" if schema.classes else "a number"
+    kinds = {
+        "numbers": [column.name for column in schema.numbers if not column.dates],
+        "dates": [column.name for column in schema.numbers if column.dates],
+        "categories": [f"{column.name} ({len(column.levels)})" for column in schema.categories],
+    }
     _log.info(
-        "%d tasks (%d to train on), target %s: %s, from %d columns: %s.",
-        tasks, training, schema.target, kind, len(schema.columns), ", ".join(schema.columns),
+        "%d tasks: %d to train on, %d to validate, %d to test. The target %s is %s. Columns: %s.",
+        len(parts), *(parts.count(part) for part in ("train", "val", "test")), schema.target, kind,
+        "; ".join(f"{told} {', '.join(names)}" for told, names in kinds.items() if names),
     )  # fmt: skip
     for name, reason in schema.left_out.items():
         _log.info("Column %s is left out: %s.", name, reason)

@@ -2,15 +2,15 @@
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.tasks.schema import Part, Schema, times_of, with_values
-from headstart.tasks.table_files import Table, read_table
+from headstart.tasks.schema import Part, Schema
+from headstart.tasks.table_files import Table, read_table, times_of, with_values
 from headstart.types import Batch, Task, TaskSource
 
 _log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ class TaskRows:
     """int64 [tasks]: how many rows each task has."""
     names: tuple[str, ...]
     """The tasks' values."""
+    until: Tensor
+    """int64 [rows]: how many rows of its task are no later than each row."""
 
     def of(self, name: str) -> Batch:
         """All rows of one task."""
@@ -41,8 +43,9 @@ class TaskRows:
 class TableTasks(TaskSource):
     """Tasks of `shots` support rows and `queries` query rows; those with fewer rows are left out.
 
-    Rows are drawn at random. With `ordered`, the support set is a run of rows, from anywhere in the task, and the
-    query rows are drawn from those that come after it.
+    A meta-batch has each task equally often, or some once more than others. Rows are drawn at random. With `ordered`,
+    the support set is a run of rows, from anywhere in the task, and the query rows are drawn from those that are later
+    than all of it.
 
     With `fewest`, every meta-batch draws the number of its support rows: `shots`, or `shots` halved any number of
     times, down to `fewest`. What is learned then is not for one number of rows only.
@@ -50,7 +53,8 @@ class TableTasks(TaskSource):
     Raises:
         ValueError: A count is below one, or no task has rows enough.
 
-    >>> rows = TaskRows(torch.zeros(9, 2), torch.zeros(9, 1), torch.tensor([5, 4]), ("a", "b"))
+    >>> places = torch.tensor([1, 2, 3, 4, 5, 1, 2, 3, 4])
+    >>> rows = TaskRows(torch.zeros(9, 2), torch.zeros(9, 1), torch.tensor([5, 4]), ("a", "b"), places)
     >>> tasks = TableTasks(rows, shots=1, queries=3).sample(6, torch.Generator().manual_seed(0))
     >>> tasks.support.inputs.shape, tasks.query.targets.shape
     (torch.Size([6, 1, 2]), torch.Size([6, 3, 1]))
@@ -66,7 +70,7 @@ class TableTasks(TaskSource):
     """Query rows per task."""
 
     ordered: bool = False
-    """Whether query rows come after the support rows."""
+    """Whether query rows are later than the support rows."""
 
     fewest: int | None = None
     """Fewest support rows per task, where their number is drawn."""
@@ -76,18 +80,29 @@ class TableTasks(TaskSource):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}.")
         if not len(self.long_enough):
+            later = " (the queries' later than the others)" if self.ordered else ""
             raise ValueError(
-                f"shots {self.shots} and queries {self.queries} need {self.shots + self.queries} rows of a task, and "
-                f"the longest of these {len(self.rows.names)} has {int(self.rows.sizes.max())}: lower one of them."
+                f"shots {self.shots} and queries {self.queries} need {self.shots + self.queries} rows of a task{later}"
+                f", and the longest of these {len(self.rows.names)} has {int(self.rows.sizes.max())}: lower one."
             )
         short = len(self.rows.names) - len(self.long_enough)
         if short:
             _log.info("%d of %d tasks left out: too few rows.", short, len(self.rows.names))
 
-    @property
+    @cached_property
     def long_enough(self) -> Tensor:
         """Which tasks have rows enough, int64 [tasks]."""
-        return (self.rows.sizes >= self.shots + self.queries).nonzero().flatten()
+        return (self._followed >= self.shots).nonzero().flatten()
+
+    @cached_property
+    def _followed(self) -> Tensor:
+        """How many rows of each task, from its first on, have rows for the queries after them: int64 [tasks]."""
+        sizes = self.rows.sizes
+        if not self.ordered:
+            return sizes - self.queries
+        task = torch.arange(len(sizes)).repeat_interleave(sizes)
+        followed = self.rows.until + self.queries <= sizes[task]
+        return torch.zeros_like(sizes).index_add(0, task, followed.long())
 
     @property
     def counts(self) -> list[int]:
@@ -98,7 +113,7 @@ class TableTasks(TaskSource):
         return counts
 
     def sample(self, size: int, generator: torch.Generator) -> Task:
-        """A meta-batch of `size` tasks, any of which may come up more than once, with other rows.
+        """A meta-batch of `size` tasks; one that comes up more than once does so with other rows.
 
         Returns:
             Inputs [size, shots, inputs] for the support, `queries` in place of `shots` for the query, and targets
@@ -109,23 +124,25 @@ class TableTasks(TaskSource):
         device, shots = generator.device, self.shots
         if self.fewest is not None:
             shots = self.counts[int(torch.randint(len(self.counts), (), generator=generator, device=device))]
-        drawn = torch.randint(len(self.long_enough), (size,), generator=generator, device=device).cpu()
-        tasks = self.long_enough[drawn]
+        count = len(self.long_enough)
+        keys = torch.rand(-(-size // count), count, generator=generator, device=device).cpu()  # a line for each round
+        tasks = self.long_enough[keys.topk(min(size, count)).indices.flatten()[:size]]
         starts = (self.rows.sizes.cumsum(0) - self.rows.sizes)[tasks]
-        places = self._places(self.rows.sizes[tasks], shots, generator) + starts.unsqueeze(1)
+        places = self._places(tasks, starts, shots, generator) + starts.unsqueeze(1)
         return Task(self._batch(places[:, :shots], device), self._batch(places[:, shots:], device))
 
-    def _places(self, sizes: Tensor, shots: int, generator: torch.Generator) -> Tensor:
-        """Which rows of tasks of these sizes, support rows first: int64 [tasks, shots + queries]."""
+    def _places(self, tasks: Tensor, starts: Tensor, shots: int, generator: torch.Generator) -> Tensor:
+        """Which rows of these tasks, support rows first, counted from their starts: int64 [tasks, shots + queries]."""
+        sizes = self.rows.sizes[tasks]
         device, most = generator.device, int(sizes.max())
         place = torch.arange(most)
         if not self.ordered:
             keys = torch.rand(len(sizes), most, generator=generator, device=device).cpu()
             return keys.masked_fill(place >= sizes.unsqueeze(1), -1.0).topk(shots + self.queries).indices
-        room = sizes - shots - self.queries + 1
+        room = self._followed[tasks] - shots + 1
         first = (torch.rand(len(sizes), generator=generator, device=device).cpu() * room).long().unsqueeze(1)
         keys = torch.rand(len(sizes), most, generator=generator, device=device).cpu()
-        earlier = place < first + shots
+        earlier = place < self.rows.until[starts.unsqueeze(1) + first + shots - 1]
         later = keys.masked_fill(earlier | (place >= sizes.unsqueeze(1)), -1.0).topk(self.queries).indices
         return torch.cat([first + torch.arange(shots), later], 1)
 
@@ -155,16 +172,30 @@ def task_rows(table: Table, schema: Schema, part: Part, what: str = "The table")
         )
     mine = np.array([name in wanted for name in names.tolist()])
     table, names = table.keep(mine), names[mine]
-    times = np.zeros(len(names)) if schema.time_column is None else times_of(table, schema.time_column, what)
+    times = table.rows if schema.time_column is None else times_of(table, schema.time_column, what)
     order = np.lexsort((times, names))  # stable: rows of one time stay as they are in the file
-    found, sizes = np.unique(names, return_counts=True)
+    found, starts, sizes = np.unique(names[order], return_index=True, return_counts=True)
+    if part == "test":
+        _log.info(
+            "%d different tasks to test on, drawn equally often: over more draws than these, the interval of the mean "
+            "is that of draws of rows, not of tasks.",
+            len(found),
+        )
     place = torch.from_numpy(order)
     return TaskRows(
         schema.inputs(table, what)[place],
         schema.targets(table, what)[place],
         torch.from_numpy(sizes.astype(np.int64)),
         tuple(found.tolist()),
+        torch.from_numpy(_ends(names[order], times[order]) - np.repeat(starts, sizes)),
     )
+
+
+def _ends(names: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of rows sorted by name and time: where those of the name and time of each row end, int64 [rows]."""
+    new = (names[1:] != names[:-1]) | (times[1:] != times[:-1])
+    ends = np.append(np.flatnonzero(new) + 1, len(names))
+    return ends[np.append(0, new.cumsum())]
 
 
 def read_cached(path: Path) -> Table:

@@ -7,7 +7,7 @@ import { count, milliseconds, percent, shortPercent } from "./words.js";
 let made = 0;
 const newClass = () => ({ key: ++made, name: "", files: [] });
 
-/** A few images per class for the run that the server was started with. */
+/** A few images per class for the run that the server was started with; an adapted model needs none. */
 export function YourModel({ backend, models }) {
   if (backend.where === "browser" || !models.run) return html`<${HowTo} />`;
   return html`<${Form} backend=${backend} run=${models.run} />`;
@@ -19,13 +19,13 @@ const HowTo = () => html`
     Train on your own images, start the server with that run, and this tab takes a few images of new classes, adapts
     to them and names others.
   </p>
-  <pre><code>pip install "headstart[serve]"
+  <pre><code>pip install '.[serve]'
 headstart train my-images --data PHOTOS --out RUN
 headstart serve RUN</code></pre>
 `;
 
 function Form({ backend, run }) {
-  const [classes, setClasses] = useState(() => [newClass(), newClass()]);
+  const [classes, setClasses] = useState(() => (run.classes ? [] : [newClass(), newClass()]));
   const [queries, setQueries] = useState([]);
   const [outcome, setOutcome] = useState(null); // {answer, queries} or {error}
   const [busy, setBusy] = useState(false);
@@ -36,11 +36,7 @@ function Form({ backend, run }) {
     setBusy(false);
     setOutcome(null);
   };
-  const edit = (key, values) => {
-    changed();
-    setClasses(classes.map((each) => (each.key === key ? { ...each, ...values } : each)));
-  };
-  const lacking = missing(classes, queries);
+  const lacking = missing(classes, queries) || tooMuch(classes, queries, run.limits);
   const submit = (event) => {
     event.preventDefault();
     if (lacking) return setOutcome({ error: lacking });
@@ -59,48 +55,56 @@ function Form({ backend, run }) {
 
   return html`
     <form onSubmit=${submit} novalidate>
-      <h2>A few images of each class</h2>
+      <h2>${run.classes ? "Your adapted model" : "A few images of each class"}</h2>
       <p class="lead">${about(run)}</p>
-      <div class="classes">
-        ${classes.map(
-          (each, index) => html`
-            <fieldset key=${each.key} class="class">
-              <legend class="hidden">Class ${index + 1}</legend>
-              <div class="class-name">
-                <input
-                  type="text" value=${each.name} maxlength="60" aria-label=${`Name of class ${index + 1}`}
-                  placeholder=${`Class ${index + 1}`} onInput=${(event) => edit(each.key, { name: event.currentTarget.value })}
-                />
-                <button
-                  type="button" class="quiet" disabled=${classes.length <= 2} aria-label=${`Remove class ${index + 1}`}
-                  onClick=${() => {
-                    changed();
-                    setClasses(classes.filter(({ key }) => key !== each.key));
-                  }}
-                >
-                  Remove
-                </button>
-              </div>
-              <${Files} label=${`Images of ${each.name || `class ${index + 1}`}`} files=${each.files} onChange=${(files) => edit(each.key, { files })} />
-            </fieldset>
-          `,
-        )}
-        <button type="button" class="add" disabled=${classes.length >= run.classes_limit} onClick=${() => (changed(), setClasses([...classes, newClass()]))}>Add a class</button>
-      </div>
+      ${!run.classes && html`<${Classes} classes=${classes} most=${run.classes_limit} onChange=${(next) => (changed(), setClasses(next))} />`}
       <h2>Images to name</h2>
       <${Files} label="Images to name" files=${queries} onChange=${(files) => (changed(), setQueries(files))} />
       <div class="actions">
-        <button class="primary" disabled=${busy}>${busy ? "Adapting…" : "Adapt and predict"}</button>
+        <button class="primary" disabled=${busy}>${busy ? "Working…" : run.classes ? "Predict" : "Adapt and predict"}</button>
       </div>
       <div class="verdict" role="status">
         ${outcome?.error && html`<${Failure} message=${outcome.error} />`}
-        ${outcome?.answer && html`<${Predictions} ...${outcome} />`}
+        ${outcome?.answer && html`<${Predictions} ...${outcome} done=${run.classes ? "Predicted" : "Adapted"} />`}
       </div>
     </form>
   `;
 }
 
+/** Names and images of classes, as many as there may be. */
+function Classes({ classes, most, onChange }) {
+  const edit = (key, values) => onChange(classes.map((each) => (each.key === key ? { ...each, ...values } : each)));
+  return html`
+    <div class="classes">
+      ${classes.map(
+        (each, index) => html`
+          <fieldset key=${each.key} class="class">
+            <legend class="hidden">Class ${index + 1}</legend>
+            <div class="class-name">
+              <input
+                type="text" value=${each.name} maxlength="60" aria-label=${`Name of class ${index + 1}`}
+                placeholder=${`Class ${index + 1}`} onInput=${(event) => edit(each.key, { name: event.currentTarget.value })}
+              />
+              <button
+                type="button" class="quiet" disabled=${classes.length <= 2} aria-label=${`Remove class ${index + 1}`}
+                onClick=${() => onChange(classes.filter(({ key }) => key !== each.key))}
+              >
+                Remove
+              </button>
+            </div>
+            <${Files} label=${`Images of ${each.name || `class ${index + 1}`}`} files=${each.files} onChange=${(files) => edit(each.key, { files })} />
+          </fieldset>
+        `,
+      )}
+      <button type="button" class="add" disabled=${classes.length >= most} onClick=${() => onChange([...classes, newClass()])}>Add a class</button>
+    </div>
+  `;
+}
+
 function about(run) {
+  if (run.classes) {
+    return `Your model, adapted from a run of ${run.recipe} in ${count(run.steps, "gradient step")}, tells apart ${run.classes.join(", ")}.`;
+  }
   const most = `up to ${count(run.classes_limit, "class", "classes")}, which need not be among those it was trained on`;
   return `Your run of ${run.recipe} adapts to ${most}, in ${count(run.steps, "gradient step")}.`;
 }
@@ -116,7 +120,21 @@ function missing(classes, queries) {
   return queries.length ? "" : "Add at least one image to name.";
 }
 
-function Predictions({ answer, queries }) {
+/** What the server would refuse to take, in words; "" when nothing is. */
+function tooMuch(classes, queries, limits) {
+  const support = classes.flatMap(({ files }) => files);
+  const files = [...support, ...queries];
+  if (support.length > limits.support) return `There are ${support.length} images of classes: give ${limits.support} at most.`;
+  if (queries.length > limits.queries) return `There are ${queries.length} images to name: give ${limits.queries} at most.`;
+  const large = files.find(({ size }) => size > limits.file_bytes);
+  if (large) return `${large.name} is larger than ${mebibytes(limits.file_bytes)}: make it smaller.`;
+  const bytes = files.reduce((sum, { size }) => sum + size, 0);
+  return bytes > limits.upload_bytes ? `The images are larger than ${mebibytes(limits.upload_bytes)} together: leave some out.` : "";
+}
+
+const mebibytes = (bytes) => `${bytes / 2 ** 20} MiB`;
+
+function Predictions({ answer, queries, done }) {
   const { classes, predictions, notes, adaptation_ms } = answer;
   return html`
     ${(notes ?? []).map((note) => html`<p class="note">${note}</p>`)}
@@ -156,6 +174,6 @@ function Predictions({ answer, queries }) {
         </tbody>
       </table>
     </div>
-    <p class="muted">Adapted in ${milliseconds(adaptation_ms)}.</p>
+    <p class="muted">${done} in ${milliseconds(adaptation_ms)}.</p>
   `;
 }
