@@ -61,7 +61,7 @@ class ImageRecipe(SupervisedRecipe):
     """Filters of each convolution of conv4, and of the first block of resnet12."""
     normalizer: Normalizer = "batch"
     """Normaliser after each convolution of conv4 and resnet12."""
-    augment: bool = True
+    augment: bool = False
     """Turn each class of a training task by a multiple of 90 degrees, and mirror and shift each image."""
     weights: str | None = None
     """Safetensors file with the weights to start from; the last layer may be of another size, and then starts anew."""
