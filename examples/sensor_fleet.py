@@ -2,7 +2,9 @@
 
 The fleet is generated. A sensor's voltage depends on the pressure by its own gain, offset and saturation, on the
 temperature by its own coefficient, and drifts with its age. A table of readings, a pressure gauge's value beside each,
-is what a person would have; to predict is the pressure. Calibration rows come before the rows to predict.
+is what a person would have; to predict is the pressure. Calibration rows come before the rows to predict. Every test
+sensor counts the same: intervals are of the mean over sensors. What a way leaves open (steps, step size, penalty) is
+chosen on the validation sensors, for each number of calibration rows.
 
     python examples/sensor_fleet.py --out /tmp/fleet
 """
@@ -12,27 +14,32 @@ import csv
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from headstart.adapted import load_run
+from headstart.algorithms.maml import MAML
 from headstart.cli import main as headstart
 from headstart.inner import SGD
 from headstart.recipes.my_table import FittedTableRecipe
+from headstart.tasks.table import TableTasks, TaskRows
 from headstart.training.run import Run
 from headstart.types import Batch, Task
 
 CALIBRATION_ROWS = (1, 2, 5, 10, 20, 50)
 QUERIES = 20
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.01, 0.03, 0.1, 0.3)
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
-FINE_TUNING_STEPS = 30
+STEPS = 300
 
-HEADSTART, FINE_TUNED, POOLED, RIDGE, CORRECTED = (
-    "Headstart, adapted",
+FIXED, CHOSEN, FINE_TUNED, POOLED, RIDGE, CORRECTED = (
+    "Headstart, the recipe's steps",
+    "Headstart, steps chosen",
     "fine-tuned pooled network",
     "pooled network, no calibration",
     "ridge regression per sensor",
@@ -115,59 +122,115 @@ def _features(inputs: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(inputs[..., :1]), inputs, torch.stack(products, -1)], -1)
 
 
-def best(candidates: dict[Any, Callable[[Task], Tensor]], validation: Task) -> Callable[[Task], Tensor]:
+class Way(NamedTuple):
+    """One way to predict the queries of tasks, and what was chosen for it on validation tasks."""
+
+    predict: Callable[[Task], Tensor]
+    """Outputs, `[tasks, queries, 1]`."""
+    chosen: dict[str, float]
+
+
+def best(name: str, candidates: dict[float, Callable[[Task], Tensor]], validation: Task) -> Way:
     """The one of the smallest mean error on validation tasks."""
-    scores = {name: float(errors(predict(validation), validation).mean()) for name, predict in candidates.items()}
-    return candidates[min(scores, key=scores.__getitem__)]
+    scores = {value: float(errors(predict(validation), validation).mean()) for value, predict in candidates.items()}
+    value = min(scores, key=scores.__getitem__)
+    return Way(candidates[value], {name: value})
 
 
-def compare(headstart_run: Run, pooled_run: Run, table: Path, num_tasks: int, counts: Sequence[int]) -> dict[str, Any]:
-    """Root mean squared error, in Pa, of each way after each number of calibration rows."""
-    model, pooled = load_run(headstart_run), load_run(pooled_run)
-    recipe = model.recipe
-    assert isinstance(recipe, FittedTableRecipe)
+def best_step(paths: dict[float, Callable[[Task, int], Tensor]], most: int, validation: Task) -> Way:
+    """The step size, up to `most` steps after it, of the smallest mean error on validation tasks."""
+    scores = {rate: errors(path(validation, most), validation).mean(0) for rate, path in paths.items()}
+    rate = min(scores, key=lambda rate: float(scores[rate].min()))
+    step = int(scores[rate].argmin())
+    return Way(lambda tasks: paths[rate](tasks, step)[:, -1], {"rate": rate, "steps": step})
 
-    def drawn(part: Literal["val", "test"], seed: int) -> Task:
-        return recipe.source(part, table, max(counts), QUERIES).sample(num_tasks, torch.Generator().manual_seed(seed))
 
-    validation, test = drawn("val", 1), drawn("test", 0)
+def ways_of(adapting: MAML, steps: int, pooled: MAML, validation: Task, most: int) -> dict[str, Way]:
+    """Each way by its name, for as many calibration rows as `validation` has; `most` steps where they are chosen."""
+
+    def adapted(tasks: Task, steps: int) -> Tensor:
+        return adapting.predict(tasks, steps)
+
+    def tuned(rate: float, tasks: Task, steps: int) -> Tensor:
+        pooled.inner = SGD(lr=rate)
+        return pooled.predict(tasks, steps)
 
     def plain(tasks: Task) -> Tensor:
-        with torch.no_grad():
-            return pooled.learner.predict(tasks, 0)[:, 0]
+        return pooled.predict(tasks, 0)[:, 0]
 
-    def fine_tuned(rate: float, step: int) -> Callable[[Task], Tensor]:
-        return lambda tasks: tuned(rate, tasks)[:, step]
-
-    def tuned(rate: float, tasks: Task) -> Tensor:
-        pooled.learner.inner = SGD(lr=rate)
-        return pooled.learner.predict(tasks, FINE_TUNING_STEPS).detach()
+    def alone(penalty: float, tasks: Task) -> Tensor:
+        return ridge(tasks.support, tasks.query.inputs, penalty)
 
     def corrected(penalty: float, tasks: Task) -> Tensor:
-        with torch.no_grad():
-            before = pooled.learner.predict(Task(tasks.support, tasks.support), 0)[:, 0]
+        before = pooled.predict(Task(tasks.support, tasks.support), 0)[:, 0]
         rest = Batch(tasks.support.inputs, tasks.support.targets - before)
         return plain(tasks) + ridge(rest, tasks.query.inputs, penalty)
 
-    found: dict[str, list[dict[str, float]]] = {}
+    chosen = best_step({0.0: adapted}, most, validation)
+    return {
+        FIXED: Way(lambda tasks: adapted(tasks, steps)[:, -1], {"steps": steps}),
+        CHOSEN: Way(chosen.predict, {"steps": chosen.chosen["steps"]}),
+        FINE_TUNED: best_step({rate: partial(tuned, rate) for rate in RATES}, most, validation),
+        POOLED: Way(plain, {}),
+        RIDGE: best("penalty", {penalty: partial(alone, penalty) for penalty in PENALTIES}, validation),
+        CORRECTED: best("penalty", {penalty: partial(corrected, penalty) for penalty in PENALTIES}, validation),
+    }
+
+
+def each_sensor(source: TableTasks, draws: int, seed: int) -> Task:
+    """`draws` tasks of each sensor, one sensor after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    all_rows, drawn = source.rows, list[Task]()
+    starts = (all_rows.sizes.cumsum(0) - all_rows.sizes).tolist()
+    for index in source.long_enough.tolist():
+        own = slice(starts[index], starts[index] + int(all_rows.sizes[index]))
+        tensors = (all_rows.inputs[own], all_rows.targets[own], all_rows.sizes[index : index + 1])
+        alone = TaskRows(*tensors, (all_rows.names[index],), all_rows.until[own])
+        drawn.append(replace(source, rows=alone).sample(draws, generator))
+    support, query = ([getattr(task, side) for task in drawn] for side in ("support", "query"))
+    return Task(*(Batch(*map(torch.cat, zip(*side, strict=True))) for side in (support, query)))
+
+
+def compare(
+    runs: Sequence[tuple[Run, Run]], table: Path, draws: int, counts: Sequence[int], most: int = STEPS
+) -> dict[str, Any]:
+    """Root mean squared error, in Pa, of each way after each number of calibration rows.
+
+    Args:
+        runs: Headstart's and the pooled network's, of each seed.
+        table: The fleet.
+        draws: Tasks of each validation and test sensor.
+        counts: Numbers of calibration rows.
+        most: The most steps that are tried, by the ways whose number of steps is chosen.
+    """
+    models = [(load_run(mine), load_run(other).learner) for mine, other in runs]
+    recipe = models[0][0].recipe
+    assert isinstance(recipe, FittedTableRecipe)
+    sources = [recipe.source(part, table, max(counts), QUERIES) for part in ("val", "test")]
+    validation, test = (each_sensor(source, draws, seed) for source, seed in zip(sources, (1, 0), strict=True))
+    scale = recipe.schema.target_scale
+    found: dict[str, list[dict[str, Any]]] = {}
     for count in counts:
-        val, held_out = last(validation, count), last(test, count)
-        paths = {rate: errors(tuned(rate, val), val).mean(0) for rate in RATES}
-        rate = min(RATES, key=lambda rate: float(paths[rate].min()))
-        ways: dict[str, Callable[[Task], Tensor]] = {
-            HEADSTART: lambda tasks: model.learner.predict(tasks, recipe.eval_steps)[:, -1].detach(),
-            FINE_TUNED: fine_tuned(rate, int(paths[rate].argmin())),
-            POOLED: plain,
-            RIDGE: best({p: lambda t, p=p: ridge(t.support, t.query.inputs, p) for p in PENALTIES}, val),
-            CORRECTED: best({p: lambda t, p=p: corrected(p, t) for p in PENALTIES}, val),
-        }
-        for name, predict in ways.items():
-            each = errors(predict(held_out), held_out).double() * recipe.schema.target_scale
-            ci95 = 1.96 * float(each.std()) / math.sqrt(len(each))
-            found.setdefault(name, []).append(
-                {"rows": count, "rmse": round(float(each.mean()), 1), "ci95": round(ci95, 1)}
-            )
-    return {"unit": "Pa", "target_deviation": round(recipe.schema.target_scale, 1), "tasks": num_tasks, "ways": found}
+        known, held_out = last(validation, count), last(test, count)
+        sensors: dict[str, list[Tensor]] = {}
+        chosen: dict[str, list[dict[str, float]]] = {}
+        for model, pooled in models:
+            for name, way in ways_of(model.learner, recipe.eval_steps, pooled, known, most).items():
+                each = errors(way.predict(held_out), held_out).double() * scale
+                sensors.setdefault(name, []).append(each.view(-1, draws).mean(1))
+                chosen.setdefault(name, []).append(way.chosen)
+        for name, seeds in sensors.items():
+            found.setdefault(name, []).append({"rows": count, **_summary(torch.stack(seeds)), "chosen": chosen[name]})
+    about = {"unit": "Pa", "target_deviation": round(scale, 1), "test_sensors": len(sources[1].long_enough)}
+    return about | {"draws": draws, "seeds": len(runs), "most_steps": most, "ways": found}
+
+
+def _summary(seeds: Tensor) -> dict[str, Any]:
+    """Of errors `[seeds, sensors]`: the mean, its 95 % interval over sensors, and the mean of each seed."""
+    each = seeds.mean(0)
+    ci95 = 1.96 * float(each.std()) / math.sqrt(len(each))
+    means = [round(mean, 1) for mean in seeds.mean(1).tolist()]
+    return {"rmse": round(float(each.mean()), 1), "ci95": round(ci95, 1), "of_seeds": means}
 
 
 def figure(result: dict[str, Any]) -> bytes:
@@ -176,7 +239,8 @@ def figure(result: dict[str, Any]) -> bytes:
     from headstart.report.axes import metric_axis
 
     styles = {
-        HEADSTART: (records.MAML, "-"),
+        FIXED: (records.MAML, ":"),
+        CHOSEN: (records.MAML, "-"),
         FINE_TUNED: (records.PRETRAINED, "-"),
         POOLED: (records.RANDOM, "--"),
         RIDGE: (records.CONTEXT, "-"),
@@ -219,23 +283,27 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="for the figure; sensor-fleet.png in --out unless given")
     parser.add_argument("--devices", type=int, default=300)
     parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--tasks", type=int, default=100, help="sensors and draws of rows to measure on")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each network")
+    parser.add_argument("--draws", type=int, default=3, help="draws of rows of each validation and test sensor")
     parser.add_argument("--smoke", action="store_true", help="the smallest size of everything")
     options = parser.parse_args()
-    devices, iterations, tasks = options.devices, options.iterations, options.tasks
+    devices, iterations, seeds, draws = options.devices, options.iterations, options.seeds, options.draws
     if options.smoke:
-        devices, iterations, tasks = 12, 4, 4
+        devices, iterations, seeds, draws = 16, 4, 2, 2
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "fleet.csv"
     if not table.exists():
         write_csv(fleet(devices), table)
     length = ["--mode", "eager", "--iterations", str(iterations), *(["--val-tasks", "4"] if options.smoke else [])]
-    adapted = trained(options.out, "headstart", table, *length)
-    joint = ("--learner", "maml", "--steps", "0", "--select-step", "0", "--fewest", "None")
-    pooled = trained(options.out, "pooled", table, *joint, *length)
+    joint = ["--learner", "maml", "--steps", "0", "--select-step", "0", "--fewest", "None"]
+    runs: list[tuple[Run, Run]] = []
+    for seed in range(seeds):
+        more = [*length, "--seed", str(seed)]
+        adapting = trained(options.out, f"headstart-{seed}", table, *more)
+        runs.append((adapting, trained(options.out, f"pooled-{seed}", table, *joint, *more)))
     counts = (1, 5) if options.smoke else CALIBRATION_ROWS
-    result = compare(adapted, pooled, table, tasks, counts)
-    result |= {"devices": devices, "iterations": iterations, "learner": adapted.config()["settings"]["learner"]}
+    result = compare(runs, table, draws, counts, 5 if options.smoke else STEPS)
+    result |= {"devices": devices, "iterations": iterations, "learner": runs[0][0].config()["settings"]["learner"]}
     print(f"{'calibration rows':34}" + "".join(f"{count:>8}" for count in counts))
     for name, points in result["ways"].items():
         print(f"{name:34}" + "".join(f"{point['rmse']:8.0f}" for point in points))

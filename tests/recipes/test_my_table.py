@@ -73,7 +73,7 @@ def test_train_evaluate_adapt_predict(table, tmp_path, capsys, more):
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "new"), str(rows), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
-    assert (first["shop"], first["row"], second["row"]) == ("new", 1, 2)
+    assert (first["task"], first["row"], second["row"]) == ("new", 1, 2)
     assert all(5e3 < row["y"] < 2e4 for row in (first, second))
     again = adapted.load(tmp_path / "new").predict(rows)
     assert [row["y"] for row in again] == [first["y"], second["y"]]
@@ -93,11 +93,18 @@ def test_classes(table, tmp_path, capsys):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(table, tmp_path):
-    assert train(table, tmp_path / "once") == 0
-    assert train(table, tmp_path / "twice", "--iterations", "2") == 0
-    assert train(table, tmp_path / "twice", "--resume") == 0
+    constant = ("--schedule", "constant")
+    assert train(table, tmp_path / "once", *constant) == 0
+    assert train(table, tmp_path / "twice", *constant, "--iterations", "2") == 0
+    assert train(table, tmp_path / "twice", *constant, "--resume") == 0
     one, two = (adapted.load_run(Run(tmp_path / name), checkpoint="last").learner for name in ("once", "twice"))
     torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
+
+
+def test_a_finished_run_cannot_be_lengthened(table, tmp_path, capsys):
+    assert train(table, tmp_path / "run") == 0
+    assert train(table, tmp_path / "run", "--iterations", "6", "--resume") == 2
+    assert "cannot change on --resume: the cosine schedule is made for it" in last_error(capsys)
 
 
 def test_a_fitted_recipe_comes_back_from_its_config(table):
