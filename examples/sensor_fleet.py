@@ -6,7 +6,7 @@ is what a person would have; to predict is the pressure. Calibration rows come b
 sensor counts the same: intervals are of the mean over sensors. What a way leaves open (steps, step size, penalty) is
 chosen on the validation sensors, for each number of calibration rows.
 
-    python examples/sensor_fleet.py --out /tmp/fleet
+    python examples/sensor_fleet.py --out fleet
 """
 
 import argparse
