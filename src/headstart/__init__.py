@@ -1,8 +1,10 @@
 """Headstart: meta-learn an initialisation that gives any model a head start on a new task."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from headstart import tasks
 from headstart.adapt import adapt, inner_step, trajectory
-from headstart.adapted import load
 from headstart.algorithms import (
     ALFA,
     ANIL,
@@ -25,6 +27,9 @@ from headstart.algorithms import (
 from headstart.inner import SGD, Adam, Momentum
 from headstart.training.engine import Engine
 from headstart.types import Batch, LossFn, Params, Task, TaskSource
+
+if TYPE_CHECKING:
+    from headstart.adapted import Adapted
 
 __all__ = [
     "ALFA",
@@ -59,3 +64,10 @@ __all__ = [
     "tasks",
     "trajectory",
 ]
+
+
+def load(folder: Path | str) -> "Adapted":
+    """The adapted model that `headstart adapt`, or `Adapted.save`, wrote to `folder`; see `headstart.adapted.load`."""
+    from headstart import adapted  # with all that reads files, which the core does without
+
+    return adapted.load(folder)

@@ -128,7 +128,7 @@ class CharacterRecipe(SupervisedRecipe):
         """The images of one part, by class."""
         if self.dataset == "omniglot":
             return omniglot.split(_omniglot(data), self.split, part)
-        return glyphs.store({"train": self.glyph_classes, "val": 100, "test": 423}[part], size=SIZE, part=part)
+        return _glyphs({"train": self.glyph_classes, "val": 100, "test": 423}[part], part)
 
     def one_shot_runs(self, data: Path | None) -> Task:
         """Omniglot's 20 runs of 20-way one-shot classification."""
@@ -159,6 +159,12 @@ class CharacterRecipe(SupervisedRecipe):
 def _omniglot(data: Path | None) -> ClassStore:
     """Read once per process: training and validation both need it."""
     return omniglot.load(data)
+
+
+@lru_cache(maxsize=3)
+def _glyphs(classes: int, part: Part) -> ClassStore:
+    """Drawn once per process, likewise."""
+    return glyphs.store(classes, size=SIZE, part=part)
 
 
 def experiments() -> list[Experiment]:
