@@ -1,6 +1,7 @@
 import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,8 +87,8 @@ def test_nothing_of_a_request_is_kept(post):
         gc.collect()
         return sys.getallocatedblocks()
 
-    before = blocks_after(300)  # by then what is kept once (caches, threads) is there
-    assert blocks_after(300) - before < 300
+    found = [blocks_after(300) for _ in range(5)]  # what is kept once (caches, threads) comes ever more rarely
+    assert min(after - before for before, after in pairwise(found)) < 300
 
 
 @pytest.fixture
