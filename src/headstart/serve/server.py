@@ -1,5 +1,6 @@
 """The server process: its address, its models, and its end."""
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -61,10 +62,9 @@ def serve(folder: Path | None, host: str, port: int, open_browser: bool) -> None
         _log.info("Serving %s; Ctrl-C stops it.", address)
         if open_browser:
             webbrowser.open(address)  # the connection waits until the server takes it
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again, unless its parent ignores it
             uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            _log.info("Stopped.")
+        _log.info("Stopped.")
 
 
 def image_model(folder: Path) -> Trained | Adapted:
