@@ -268,8 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells whether an accelerator of its own is there
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    _log.setLevel(logging.INFO)  # what other libraries do is not for a person to read
     debug = "--debug" in arguments
     keep_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(user_cache_dir("headstart")) / "compiled"))

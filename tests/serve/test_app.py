@@ -1,4 +1,5 @@
 import gc
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -78,8 +79,9 @@ def test_visitors_at_once_get_their_own_answers(post, characters_task):
         assert_close(torch.tensor(got), torch.tensor(expected))
 
 
-def test_nothing_of_a_request_is_kept(post):
+def test_nothing_of_a_request_is_kept(post, caplog):
     """Whatever is kept of a request is an object at least, and each object is a block of memory."""
+    caplog.set_level(logging.WARNING, logger="httpx2")  # pytest keeps what the client logs of each request
 
     def blocks_after(requests: int) -> int:
         for _ in range(requests):

@@ -13,11 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import nn
 
 from headstart.inputs.images import ImageInputs
-from headstart.losses import Criterion, accuracy
 from headstart.models import MLP, Conv4
 from headstart.models.adapters import add_context
 from headstart.models.norm import Normalizer
@@ -26,7 +24,6 @@ from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
 from headstart.tasks.likeness import Likeness
-from headstart.training.evaluate import Metric
 from headstart.types import Task
 
 SIZE = 28
@@ -143,16 +140,6 @@ class CharacterRecipe(SupervisedRecipe):
     def seen(self, data: Path | None) -> dict[str, Any]:
         """What the training characters look like."""
         return {"images": asdict(Likeness.of(self.store("train", data)))}
-
-    @property
-    def criterion(self) -> Criterion:
-        """Mean cross-entropy."""
-        return F.cross_entropy
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy per task."""
-        return accuracy
 
 
 @lru_cache(maxsize=1)

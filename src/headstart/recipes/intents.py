@@ -1,6 +1,5 @@
 """Few-shot intent classification: what somebody wants, told in a sentence, from a few sentences of each intent."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -8,25 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from headstart.inputs.texts import TextInputs
-from headstart.losses import Criterion, accuracy
 from headstart.models.pretrained_text import PretrainedText, Tokenized, check_encoder
 from headstart.models.text import TextEncoder
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import intents
-from headstart.tasks.folder import split, told
+from headstart.tasks.folder import split, tell_parts, told
 from headstart.tasks.texts import Encode, TextEpisodes, TextStore, by_label, hashed, read_columns, with_enough
-from headstart.training.evaluate import Metric
 
 _FROZEN: tuple[LearnerName, ...] = ("anil", "lora")
 """Learners whose meta-parameters are not in the encoder."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +135,6 @@ class IntentRecipe(SupervisedRecipe):
         """Texts, encoded as in training."""
         return TextInputs(self.encode)
 
-    @property
-    def criterion(self) -> Criterion:
-        """Mean cross-entropy."""
-        return F.cross_entropy
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy per task."""
-        return accuracy
-
     def _episodes(self, texts: Mapping[str, list[str]], shots: int, queries: int, ways: int | None) -> TextEpisodes:
         store = TextStore.of(texts, self.encode)
         return TextEpisodes(store, ways=self.ways if ways is None else ways, shots=shots, queries=queries)
@@ -185,10 +169,7 @@ class OwnTextRecipe(IntentRecipe):
         """
         texts = with_enough(_own(data), self.shots + max(self.queries, self.eval_queries))
         parts = split(tuple(texts), self.ways, {part: self._labels(part) for part in ("train", "val", "test")})
-        _log.info(
-            "%d labels to train on, %d to choose the best checkpoint by (%s), %d to test on (%s).",
-            *(len(parts["train"]), len(parts["val"]), told(parts["val"]), len(parts["test"]), told(parts["test"])),
-        )
+        tell_parts("labels", parts)
         named: dict[str, Any] = {f"{part}_labels": names for part, names in parts.items()}
         return replace(super().fitted(data), **named)
 

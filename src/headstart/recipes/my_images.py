@@ -4,7 +4,6 @@ Classes are split into those to train on, to validate on and to test on once, wh
 holds their names, so that an evaluation never meets a class that was trained on, whatever has become of the folder.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import nn
 
 from headstart.inputs.images import ImageInputs
-from headstart.losses import Criterion, accuracy
 from headstart.models import Conv4
 from headstart.models.adapters import add_context
 from headstart.models.norm import Normalizer
@@ -29,9 +26,8 @@ from headstart.recipes.recipe import Experiment, Part, Recipe
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks.augmented import Augmented
 from headstart.tasks.episodes import Episodes, RaggedStore
-from headstart.tasks.folder import load, split, state, told, with_enough
+from headstart.tasks.folder import load, split, state, tell_parts, told, with_enough
 from headstart.tasks.likeness import Likeness
-from headstart.training.evaluate import Metric
 
 BACKBONES = ("conv4", "resnet12")
 
@@ -40,8 +36,6 @@ _CONTEXT = {"conv4": "body.2.1", "resnet12": "body.2.convolutions.7"}
 
 _NORMS = {"conv4": ("body.*.1",), "resnet12": ("body.*.convolutions.[147]", "body.*.shortcut.1")}
 """The layers that FiLM's scales and shifts follow."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +114,7 @@ class ImageRecipe(SupervisedRecipe):
         look_here()
         store = with_enough(self._images(data), self.shots + max(self.queries, self.eval_queries))
         parts = split(store.names, self.ways, {part: self._classes(part) for part in ("train", "val", "test")})
-        _log.info(
-            "%d classes to train on, %d to choose the best checkpoint by (%s), %d to test on (%s).",
-            *(len(parts["train"]), len(parts["val"]), told(parts["val"]), len(parts["test"]), told(parts["test"])),
-        )
+        tell_parts("classes", parts)
         weights = None if self.weights is None else str(Path(self.weights).absolute())
         named: dict[str, Any] = {f"{part}_classes": names for part, names in parts.items()}
         return replace(self, weights=weights, **named)
@@ -205,16 +196,6 @@ class ImageRecipe(SupervisedRecipe):
     def seen(self, data: Path | None) -> dict[str, Any]:
         """What the training images look like."""
         return {"images": asdict(Likeness.of(self.store("train", data)))}
-
-    @property
-    def criterion(self) -> Criterion:
-        """Mean cross-entropy."""
-        return F.cross_entropy
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy per task."""
-        return accuracy
 
     def _classes(self, part: Part) -> tuple[str, ...]:
         return {"train": self.train_classes, "val": self.val_classes, "test": self.test_classes}[part]

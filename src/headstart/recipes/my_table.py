@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.inputs import Inputs
 from headstart.inputs.tables import TableInputs
-from headstart.losses import Criterion, accuracy, squared_error
+from headstart.losses import accuracy, squared_error
 from headstart.models import MLP
 from headstart.models.adapters import WithContext
 from headstart.recipes.learners import ANY_WAYS, LearnerName
@@ -125,16 +124,6 @@ class TableRecipe(SupervisedRecipe):
         """None yet: what the inputs are, the table says."""
         raise self._not_fitted()
 
-    @property
-    def criterion(self) -> Criterion:
-        """None yet: what the target is, the table says."""
-        raise self._not_fitted()
-
-    @property
-    def metric(self) -> Metric:
-        """None yet: what the target is, the table says."""
-        raise self._not_fitted()
-
     def _not_fitted(self) -> ValueError:
         return ValueError("This recipe has not seen its table: use what `fitted(data)` returns.")
 
@@ -192,11 +181,6 @@ class FittedTableRecipe(TableRecipe):
     def inputs(self, seen: Mapping[str, Any]) -> TableInputs:
         """Rows of such a table."""
         return TableInputs(self.schema)
-
-    @property
-    def criterion(self) -> Criterion:
-        """Mean cross-entropy, or mean squared error of the standardised target."""
-        return F.cross_entropy if self.schema.classes else F.mse_loss
 
     @property
     def metric(self) -> Metric:

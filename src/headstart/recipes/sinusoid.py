@@ -9,18 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import nn
 
 from headstart.inputs.points import PointInputs
-from headstart.losses import Criterion, squared_error
 from headstart.models import MLP
 from headstart.models.adapters import WithContext
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import Sinusoids
-from headstart.training.evaluate import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +69,6 @@ class SinusoidRecipe(SupervisedRecipe):
     def inputs(self, seen: Mapping[str, Any]) -> PointInputs:
         """Points of a wave."""
         return PointInputs()
-
-    @property
-    def criterion(self) -> Criterion:
-        """Mean squared error."""
-        return F.mse_loss
-
-    @property
-    def metric(self) -> Metric:
-        """Mean squared error per task."""
-        return squared_error
 
 
 def experiments() -> list[Experiment]:

@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from headstart.algorithms.maml import MAML
 from headstart.inner import SGD, Adam, InnerOptimizer, Momentum
 from headstart.inputs import Inputs
 from headstart.layers import Norm
-from headstart.losses import Criterion
+from headstart.losses import Criterion, accuracy, squared_error
 from headstart.recipes import learners
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import TEST_SEED, VALIDATION_SEED, Part, Recipe
 from headstart.training.engine import Engine, Precision
 from headstart.training.evaluate import TEST, VALIDATION, Metric, evaluate, fixed_tasks
-from headstart.training.files import FileError, read_json, write_json
+from headstart.training.files import write_json
 from headstart.training.gradient import GradientUpdater, Schedule
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, Validation
-from headstart.training.tuning import Choice, ModeOrAuto, choose
+from headstart.training.tuning import Choice, ModeOrAuto, choose, kept_choice
 from headstart.types import Task, TaskSource, generator
 
 SEEN_FILE = "inputs.json"
@@ -152,14 +153,14 @@ class SupervisedRecipe(Recipe[MAML]):
         return {}
 
     @property
-    @abstractmethod
     def criterion(self) -> Criterion:
-        """The loss of a task."""
+        """The loss of a task: mean cross-entropy, or mean squared error."""
+        return F.cross_entropy if self.metric_name == "accuracy" else F.mse_loss
 
     @property
-    @abstractmethod
     def metric(self) -> Metric:
-        """What evaluation measures."""
+        """What evaluation measures of a task: what `metric_name` says."""
+        return accuracy if self.metric_name == "accuracy" else squared_error
 
     @property
     def adapted_patterns(self) -> tuple[str, ...]:
@@ -254,7 +255,7 @@ class SupervisedRecipe(Recipe[MAML]):
         """The learner of a run, computed in the chunks that were measured for it."""
         learner = self.make_learner()
         if (run.path / "engine.json").exists():
-            learner.chunk_size = _kept_choice(run).chunk_size
+            learner.chunk_size = kept_choice(run).chunk_size
         return learner
 
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
@@ -382,19 +383,9 @@ class SupervisedRecipe(Recipe[MAML]):
     def _run_choice(self, learner: MAML, source: TaskSource, run: Run, device: torch.device | str) -> Choice:
         """How this run computes its meta-gradients: measured once, then kept in the run's `engine.json`."""
         if run.exists and (run.path / "engine.json").exists():
-            return _kept_choice(run)
+            return kept_choice(run)
         tasks = source.sample(self.meta_batch, generator(self.seed, "measuring speed", device=device))
         return self.choice(learner, tasks)
-
-
-def _kept_choice(run: Run) -> Choice:
-    path = run.path / "engine.json"
-    try:
-        return Choice(**read_json(path))
-    except TypeError as error:
-        raise FileError(
-            f"{path} is not what `headstart train` wrote: remove it, and speed is measured anew."
-        ) from error
 
 
 def _moved(tasks: Task, device: torch.device | str) -> Task:

@@ -133,6 +133,15 @@ def split(
     return {part: tuple(sorted(classes)) for part, classes in parts.items()}
 
 
+def tell_parts(what: str, parts: Mapping[Part, Sequence[str]]) -> None:
+    """Log how many of `what` (classes, say) each part has, and which are not to train on."""
+    train, val, test = (parts[part] for part in ("train", "val", "test"))
+    _log.info(
+        "%d %s to train on, %d to choose the best checkpoint by (%s), %d to test on (%s).",
+        *(len(train), what, len(val), told(val), len(test), told(test)),
+    )
+
+
 def told(names: Sequence[str]) -> str:
     """The first few of `names`, and how many more there are.
 
