@@ -110,7 +110,9 @@ class Engine:
         self.learner, self.chunk_size = learner, chunk_size
         self.precision: Precision = precision
         self.mode: Mode = mode
-        self._stepwise = learner if isinstance(learner, StepwiseLearner) and _consistent(learner) else None
+        stepwise = learner if isinstance(learner, StepwiseLearner) else None
+        self._by_steps = stepwise  # asked once: whether a protocol is followed takes as long as a small graph
+        self._stepwise = stepwise if stepwise is not None and _consistent(stepwise) else None
         self._whole = Traced(self.chunk_gradient, self.static)
         self._sweep = Sweep(learner, self._static_step, self._recorded)
         self._replayed = Replayed(self._accumulate, learner, self.static)
@@ -185,7 +187,7 @@ class Engine:
         """Whether the meta-gradient of `tasks` is one compiled graph, which the meta-optimiser can be part of."""
         one_chunk = isinstance(tasks, Task) and (self.chunk_size is None or self.chunk_size >= count_tasks(tasks))
         # Not asked: whether the sweep is possible, which shows only later. A resumed run must not change its way.
-        several_steps = isinstance(self.learner, StepwiseLearner) and self.learner.steps > 1
+        several_steps = self._by_steps is not None and self._by_steps.steps > 1
         return self.mode == "compiled" and one_chunk and not several_steps
 
     def static(self) -> Any:

@@ -32,10 +32,16 @@ class DrawsRandomNumbersError(CannotCompileError):
 
 
 class Flat:
-    """A tree of tensors, flattened: what is passed again and again, unchanged but in place, is flattened once."""
+    """A tree of tensors, flattened: what is passed again and again, unchanged but in place, is flattened once.
 
-    def __init__(self, tree: Any):
-        self.leaves, self.structure = pytree.tree_flatten(tree)
+    Args:
+        tree: A tree of tensors.
+        dense: Copy slices and expanded tensors, instead of compiling a graph for their strides.
+    """
+
+    def __init__(self, tree: Any, dense: bool = False):
+        leaves, self.structure = pytree.tree_flatten(tree)
+        self.leaves: list[Tensor] = [leaf.contiguous() for leaf in leaves] if dense else leaves
         self.form = self.structure, tuple((t.shape, t.dtype, t.device, t.stride()) for t in self.leaves)
         self.hash = hash(self.form)  # of a tree's structure it takes longer than a small graph
 
@@ -67,8 +73,7 @@ class Traced:
             CannotCompileError: It cannot be recorded as one graph, or the compiler failed.
             DrawsRandomNumbersError: It draws random numbers, and must be repeatable.
         """
-        # Slices and expanded tensors become dense: a graph is compiled for the strides of dense ones.
-        flats = [t if isinstance(t, Flat) else Flat(pytree.tree_map(torch.Tensor.contiguous, t)) for t in trees]
+        flats = [t if isinstance(t, Flat) else Flat(t, dense=True) for t in trees]
         leaves = [leaf for flat in flats for leaf in flat.leaves]
         key = (*map(id, self.static()), *flats)
         if key not in self.compiled:
@@ -122,7 +127,7 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own parts
-                run: Any = compile_graph(graph, inputs, {"fallback_random": True})
+                run: Any = compile_graph(graph, inputs, _OPTIONS)
             return run
         except Exception as error:
             damaged = _damaged_library(error)
@@ -132,6 +137,9 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
             _log.info("Compiling %s again: an interrupted process left it unfinished.", damaged)
     raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
 
+
+_OPTIONS = {"fallback_random": True, "size_asserts": False}
+"""Random numbers as in eager mode; sizes unchecked, as a graph is only called with those it was compiled for."""
 
 _DAMAGED_FILES = 10
 """Compiled files found damaged in the cache, one after the other, before giving up."""
