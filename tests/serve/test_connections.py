@@ -2,16 +2,13 @@
 
 import asyncio
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-import uvicorn
+from serve.running import running
 
 from headstart.serve.connections import Connection
-from headstart.serve.server import listening
 
 WAITED_S = 0.3
 ANSWERED = b"HTTP/1.1 200"
@@ -27,15 +24,8 @@ async def _slow(scope, receive, send):
 @pytest.fixture
 def address(monkeypatch) -> Iterator[tuple[str, int]]:
     monkeypatch.setattr("headstart.serve.connections.HEADER_S", WAITED_S)
-    with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(_slow, http=Connection, ws="none", lifespan="off", log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join()
+    with running(_slow, http=Connection, lifespan="off") as host_and_port:
+        yield host_and_port
 
 
 def _rest(connection: socket.socket) -> bytes:

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,8 +18,9 @@ from serve.screenshots import drawing
 
 pytest.importorskip("uvicorn", reason="the page needs the extra serve")
 
+from serve.running import running
+
 from headstart.serve.app import application
-from headstart.serve.server import listening
 from headstart.serve.workers import Models
 from headstart.shipped import shipped
 from headstart.tasks import omniglot
@@ -33,17 +33,8 @@ Visiting = Callable[..., Visit]
 @contextmanager
 def _serving(app: Any) -> Iterator[str]:
     """The address of an application that is served meanwhile."""
-    import uvicorn
-
-    with listening("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
+    with running(app) as (host, port):
+        yield f"http://{host}:{port}/"
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,15 @@ def small_clinc150(folder: Path) -> Path:
     return folder
 
 
-def small_banking77(folder: Path) -> Path:
-    """Likewise: 77 intents, two sentences in train.csv and one in test.csv."""
+def small_banking77(folder: Path, wordings: tuple[str, ...] = ("please, {}", "now\n{}")) -> Path:
+    """Likewise: 77 intents, a sentence for each of `wordings` in train.csv and one in test.csv."""
     (folder / "banking77").mkdir(parents=True)
     named = [f"intent {i:02d}" for i in range(77)]
-    for name, wordings in (("train", ("please, {}", "now\n{}")), ("test", ("do {}",))):
+    for name, worded in (("train", wordings), ("test", ("do {}",))):
         with (folder / "banking77" / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "category"])
-            writer.writerows([wording.format(intent), intent] for wording in wordings for intent in named)
+            writer.writerows([wording.format(intent), intent] for wording in worded for intent in named)
     (folder / "banking77" / "categories.json").write_text(json.dumps(named))
     return folder
 
