@@ -21,7 +21,10 @@ class Stacked(Protocol):
     """A policy that says how it acts with stacked parameters, quicker than `torch.vmap` would."""
 
     def stacked(self, params: Params, observations: Tensor) -> Distribution:
-        """From parameters `[tasks, ...]` and observations `[tasks, rollouts, observation]`."""
+        """From parameters `[tasks, ...]` and observations `[tasks, rollouts, observation]`.
+
+        What is the same for all rollouts of a task may be `[tasks, 1, ...]`.
+        """
         ...
 
 
@@ -123,7 +126,8 @@ def collect(
             distribution = batched(params, observations)
             actions = distribution.sample(generator)
             step = environments.step(actions, alive)
-            seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, distribution))
+            drawn_from = pytree.tree_map(lambda leaf: leaf.expand(*alive.shape, *leaf.shape[2:]), distribution)
+            seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, drawn_from))
             ended = alive & step.terminated
             terminated = terminated | ended
             alive = alive & ~ended

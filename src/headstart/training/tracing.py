@@ -120,12 +120,17 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
 
 
 def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+    from torch._guards import TracingContext, tracing
     from torch._inductor import compile as compile_graph
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     inputs: list[Any] = list(examples)
     for _ in range(_DAMAGED_FILES):
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            # Without an environment of shapes PyTorch keeps the graph's pieces on disk, but not the graph.
+            shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+            with torch.no_grad(), tracing(shapes), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own parts
                 run: Any = compile_graph(graph, inputs, _OPTIONS)
             return run
