@@ -114,6 +114,9 @@ def collect(
     def act(params: Params, observations: Tensor) -> Distribution:
         return call_with(policy, params, (observations,), {})
 
+    def whole(leaf: Tensor) -> Tensor:
+        return leaf.expand(*observations.shape[:2], *leaf.shape[2:])
+
     batched = torch.vmap(act) if per_task else act
     observations = environments.reset(tasks, generator).clone()  # environments may use their memory again
     if per_task and isinstance(policy, Stacked):
@@ -126,7 +129,7 @@ def collect(
             distribution = batched(params, observations)
             actions = distribution.sample(generator)
             step = environments.step(actions, alive)
-            drawn_from = pytree.tree_map(lambda leaf: leaf.expand(*alive.shape, *leaf.shape[2:]), distribution)
+            drawn_from = pytree.tree_map(whole, distribution)
             seen.append((observations, actions, torch.where(alive, step.rewards, 0.0), alive, drawn_from))
             ended = alive & step.terminated
             terminated = terminated | ended
