@@ -105,11 +105,7 @@ def collect(
         per_task: Whether each task has parameters of its own.
         start: Which environments to start, bool `[tasks, rollouts]`; all unless given.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}.")
-    for name, p in params.items():
-        if per_task and (p.dim() == 0 or p.shape[0] != len(tasks)):
-            raise ValueError(f"Parameter {name!r} of shape {tuple(p.shape)} has no leading axis of {len(tasks)} tasks.")
+    _check(params, len(tasks) if per_task else None, horizon)
 
     def act(params: Params, observations: Tensor) -> Distribution:
         return call_with(policy, params, (observations,), {})
@@ -139,6 +135,14 @@ def collect(
             observations = torch.where(alive.unsqueeze(-1), step.observations, 0.0)
     observed, acted, rewarded, valid, behaviour = pytree.tree_map(lambda *leaves: torch.stack(leaves, dim=2), *seen)
     return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
+
+
+def _check(params: Params, num_tasks: int | None, horizon: int) -> None:
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}.")
+    for name, p in params.items():
+        if num_tasks is not None and (p.dim() == 0 or p.shape[0] != num_tasks):
+            raise ValueError(f"Parameter {name!r} of shape {tuple(p.shape)} has no leading axis of {num_tasks} tasks.")
 
 
 def _checked(policy: Stacked, mapped: Act, params: Params, observations: Tensor) -> Act:
