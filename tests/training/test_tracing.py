@@ -182,6 +182,21 @@ class TestDamagedCache:
 
 
 @COMPILER_WARNS
+def test_a_graph_is_kept_on_disk(monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters  # what else tells whether something was compiled
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    counted = counters["aot_autograd"]
+    found, hits = [], []
+    for _ in range(2):
+        before = counted["autograd_cache_hit"]
+        found.append(Traced(inner_step)({"w": W}, X))
+        hits.append(counted["autograd_cache_hit"] - before)
+    assert hits == [0, 1]
+    assert_close(found, 2 * [expected(W, X)])
+
+
+@COMPILER_WARNS
 def test_compiled_it_does_the_same():
     """Derivatives, changes in place, random numbers: with the compiler in it."""
 
