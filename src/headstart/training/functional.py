@@ -1,5 +1,6 @@
 """A learner's methods as pure functions of its parameters, and meta-batches in chunks."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ def call(learner: Any, method: str, values: Params, *args: Any) -> Any:
     return call_with(_Method(learner, method), named, args, {})
 
 
+_CONTAINERS = frozenset({dict, OrderedDict, set})
+
+
 def settings(learner: Any, but: Sequence[str] = ()) -> tuple[Any, ...]:
     """What a recording of `learner` holds constant: its attributes, its layers, and their plain settings.
 
@@ -29,7 +33,8 @@ def settings(learner: Any, but: Sequence[str] = ()) -> tuple[Any, ...]:
     for layer in learner.modules():
         own.append(layer)
         if layer is not learner:
-            own += [value for value in vars(layer).values() if isinstance(value, (bool, int, float, str))]
+            values = (value for value in vars(layer).values() if type(value) not in _CONTAINERS)  # most of them
+            own += [value for value in values if isinstance(value, (bool, int, float, str))]
     return tuple(own)
 
 

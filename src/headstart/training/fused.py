@@ -46,6 +46,9 @@ class FusedAdam:
         self.update = Traced(self._update, engine.static)
         self._flat: Flat | None = None
         self._place: Any = None
+        self._fixed: list[Tensor] = []
+        self._others: Flat | None = None
+        self._lr = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, tasks: Task) -> tuple[Tensor, Any, Tensor]:
         """Each task's loss, statistics, and the norm of the meta-gradient before clipping.
@@ -56,19 +59,27 @@ class FusedAdam:
             CannotCompileError: The update cannot be compiled.
         """
         (group,) = self.optimizer.param_groups
-        _, others = self.engine.values()
-        return self.update(self._kept(), others, torch.tensor(group["lr"], dtype=torch.float64), tasks)
+        self._lr.fill_(group["lr"])
+        return self.update(self._kept(), self._not_learned(), tasks)
 
     def _kept(self) -> Flat:
-        """Meta-parameters and Adam's state, which stay where they are unless a state dict has been loaded."""
+        """Meta-parameters, Adam's state and step size, which stay in place unless a state dict has been loaded."""
         (group,) = self.optimizer.param_groups
         first = group["params"][0]
         place = id(self.optimizer.state[first].get("exp_avg")), first.dtype, first.device
         if self._flat is None or place != self._place:
             meta = dict(zip(self.names, group["params"], strict=True))
-            self._flat = Flat((meta, self._state()))
+            self._flat = Flat((meta, self._state(), self._lr))
             self._place = id(self.optimizer.state[first]["exp_avg"]), first.dtype, first.device
         return self._flat
+
+    def _not_learned(self) -> Flat:
+        """Buffers and frozen parameters. To find and name them anew each time would take as long as a small graph."""
+        held = (held for layer in self.engine.learner.modules() for held in (layer._parameters, layer._buffers))
+        fixed = [t for tensors in held for t in tensors.values() if t is not None and not t.requires_grad]
+        if self._others is None or list(map(id, fixed)) != list(map(id, self._fixed)):
+            self._fixed, self._others = fixed, Flat(self.engine.values()[1])
+        return self._others
 
     def _state(self) -> State:
         """Adam's state as `torch.optim.Adam` keeps it, made where there is none yet."""
@@ -83,10 +94,8 @@ class FusedAdam:
             *({name: entry[kind] for name, entry in entries.items()} for kind in ("exp_avg", "exp_avg_sq", "step"))
         )
 
-    def _update(
-        self, kept: tuple[Params, State], others: Params, lr: Tensor, tasks: Task
-    ) -> tuple[Tensor, Any, Tensor]:
-        meta, state = kept
+    def _update(self, kept: tuple[Params, State, Tensor], others: Params, tasks: Task) -> tuple[Tensor, Any, Tensor]:
+        meta, state, lr = kept
         losses, seen, total = self.engine.chunk_gradient(meta, others, tasks)
         grads = {name: g / losses.shape[0] for name, g in total.items()}
         norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
