@@ -18,8 +18,11 @@ from headstart.vectorize import stack
 UPDATES = 5
 
 
-def updater_of(mode: str = "compiled", model: nn.Module | None = None, steps: int = 1, **settings) -> GradientUpdater:
-    learner = MAML(network() if model is None else model, F.mse_loss, inner=SGD(0.1), steps=steps)
+def updater_of(
+    mode: str = "compiled", model: nn.Module | None = None, steps: int = 1, adapt_only: str = "*", **settings
+) -> GradientUpdater:
+    model = network() if model is None else model
+    learner = MAML(model, F.mse_loss, inner=SGD(0.1), steps=steps, adapt_only=adapt_only)
     return GradientUpdater(learner, Engine(learner, mode=mode), **{"meta_lr": 0.05} | settings)
 
 
@@ -98,6 +101,38 @@ class TestIsAdam:
         assert_close(fused.learner.state_dict(), eager.learner.state_dict(), rtol=1e-6, atol=1e-7)
         assert torch.equal(fused.learner.model.unused, torch.ones(2, dtype=torch.float64))
         assert fused.engine.mode == "compiled"
+
+    @pytest.mark.parametrize("change", ["replaced", "in place", "frozen replaced"])
+    def test_what_is_not_learned_is_read_anew(self, change):
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = network()
+                self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+                self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
+
+            def forward(self, x):
+                return self.scale * self.body(x) + self.shift
+
+        found = []
+        for mode in ("compiled", "eager"):
+            torch.manual_seed(0)
+            updater = updater_of(mode, Scaled(), adapt_only="body.*")
+            model, told = updater.learner.model, []
+            for _ in range(2):
+                told.append(updater.update(stack([task_of(0), task_of(1)])))
+                match change:
+                    case "replaced":
+                        model.scale = torch.tensor(3.0, dtype=torch.float64)
+                    case "in place":
+                        model.scale.mul_(3)
+                    case "frozen replaced":
+                        model.shift = nn.Parameter(torch.tensor(3.0, dtype=torch.float64), requires_grad=False)
+            found.append(told)
+            assert updater.engine.mode == mode
+        for compiled, eager in zip(*found, strict=True):
+            assert compiled == pytest.approx(eager, rel=1e-6)
+        assert found[0][1]["meta_loss"] > 1.5 * found[0][0]["meta_loss"]  # so that the change is seen
 
     def test_running_statistics_move_once(self):
         fused, eager = updater_of("compiled", normed()), updater_of("eager", normed())
