@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from headstart import recipes
 from headstart.inner import SGD
+from headstart.models.policy import Gaussian
 from headstart.recipes import ControlRecipe, work
 from headstart.recipes.control import Conditions
 from headstart.rl.envs.navigation import Navigation
@@ -86,7 +87,7 @@ def test_settings_are_those_of_the_policies_evaluated():
     firsts = {
         "navigation-2d": (0.5, 0.5),
         "half-cheetah-velocity": (0.02, 0.1),
-        "half-cheetah-direction": (0.2, 1.0),
+        "half-cheetah-direction": (0.2, 0.5),
         "ant-velocity": (0.2, 1.0),
         "ant-direction": (0.2, 1.0),
     }
@@ -151,12 +152,23 @@ def test_random_keeps_the_initialisation(tmp_path):
     assert work.evaluate_run(run, num_tasks=2)["iteration"] == 0
 
 
+def test_an_untrained_policy_is_drawn_for_each_task(monkeypatch):
+    monkeypatch.setattr(Gaussian, "sample", lambda policy, generator: policy.mean)  # nothing else is random
+    recipe = small("navigation-2d-random", iterations=0)
+    tasks = recipe.family().sample(3, torch.Generator().manual_seed(0))
+    table = recipe.returns(recipe.make_learner(), tasks, 1, 2, torch.Generator().manual_seed(1))
+    for index, row in enumerate(table):
+        torch.manual_seed(recipe.seed + index)
+        one, rng = replace(recipe, iterations=1), torch.Generator().manual_seed(2)
+        assert_close(one.returns(one.make_learner(), tasks[index : index + 1], 1, 2, rng)[0], row)
+
+
 def test_evaluation_halves_the_step_size_and_averages_episodes_then_tasks():
     class Learner:
         problem = small().family()
         asked: tuple = ()
 
-        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams):
+        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams, starts):
             self.asked = (len(tasks), steps, rollouts, [inner.lr for inner in inners], budget, streams)
             for step in range(steps + 1):
                 yield {}, Episodes(torch.arange(len(tasks))[:, None] + torch.tensor([0.0, 2.0 * step]))
@@ -341,7 +353,7 @@ def test_the_first_step_size_is_the_one_best_on_validation_tasks():
         problem = small().family()
         asked: ClassVar[list] = []
 
-        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams):
+        def trajectory(self, tasks, steps, *, rollouts, generator, inners, budget, streams, starts):
             self.asked.append((len(tasks), [inner.lr for inner in inners]))
             yield {}, Episodes(0.0)
             for inner in inners:

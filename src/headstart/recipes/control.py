@@ -24,7 +24,7 @@ from headstart.rl.trpo import TRPO, Hessian
 from headstart.training.evaluate import TEST, VALIDATION, fixed_tasks, summary
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, Validation
-from headstart.types import generator
+from headstart.types import Params, generator
 
 Control = Literal["navigation-2d", "half-cheetah-velocity", "half-cheetah-direction", "ant-velocity", "ant-direction"]
 SIMULATOR = ("frame_skip", "timestep", "velocity", "threads")
@@ -201,11 +201,8 @@ class ControlRecipe(Recipe[MAMLRL]):
     def make_learner(self) -> MAMLRL:
         """MAML on a Gaussian policy."""
         problem = self.family()
-        policy = GaussianPolicy(
-            problem.observation_size, problem.action_size, self.hidden, self.activation, context=self.context
-        )
         return MAMLRL(
-            policy,
+            self.make_policy(problem),
             problem,
             inner=SGD(self.inner_lr),
             steps=self.steps,
@@ -215,6 +212,12 @@ class ControlRecipe(Recipe[MAMLRL]):
             gae_lambda=self.gae_lambda,
             objective=self.objective,
             adapt_only="context" if self.context else "*",
+        )
+
+    def make_policy(self, problem: Problem) -> GaussianPolicy:
+        """A policy, its weights drawn from PyTorch's own generator."""
+        return GaussianPolicy(
+            problem.observation_size, problem.action_size, self.hidden, self.activation, context=self.context
         )
 
     def updater(self, learner: MAMLRL) -> MetaUpdate:
@@ -295,7 +298,10 @@ class ControlRecipe(Recipe[MAMLRL]):
         rng: torch.Generator,
         budget: Budget | None = None,
     ) -> Tensor:
-        """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64."""
+        """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64.
+
+        An untrained policy is drawn anew for each task, as in the released test scripts: one alone may happen to run.
+        """
         path = learner.trajectory(
             tasks,
             steps,
@@ -304,8 +310,18 @@ class ControlRecipe(Recipe[MAMLRL]):
             inners=self.eval_inners(steps),
             budget=budget,
             streams=rollouts,  # as the released test scripts, which step so many environments of a task at once
+            starts=None if self.iterations else self._drawn(learner.problem, len(tasks)),
         )
         return torch.stack([seen.mean_returns().double() for _, seen in path], 1)
+
+    def _drawn(self, problem: Problem, count: int) -> Params:
+        """Initialisations, `[count, ...]`, of the recipe's seed and those after it."""
+        policies = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in range(self.seed, self.seed + count):
+                torch.manual_seed(seed)
+                policies.append(self.make_policy(problem))
+        return {name: p.detach() for name, p in torch.func.stack_module_state(policies)[0].items()}
 
     def file_name(self, evaluation: Mapping[str, Any]) -> str:
         """Checkpoint, how many tasks and rollouts, what of them was counted, steps, seed."""

@@ -104,13 +104,13 @@ _TITLES = {
 _FIRST_STEP = {
     "navigation-2d": (0.5, 0.5),
     "half-cheetah-velocity": (0.02, 0.1),
-    "half-cheetah-direction": (0.2, 1.0),
+    "half-cheetah-direction": (0.2, 0.5),
     "ant-velocity": (0.2, 1.0),
     "ant-direction": (0.2, 1.0),
 }
 """Step size of the first inner step in evaluation: of the pretrained policy, of the random one.
 
-The script of half-cheetah-direction has 0.5 for the random one too, further down; which made the figure is not known.
+The script of half-cheetah-direction first has 1.0 for the random one, and then replaces it.
 """
 
 
@@ -184,7 +184,7 @@ def experiments() -> list[Experiment]:
         found += [
             _experiment(problem, "", f"{title}, {maml.iterations} iterations", maml),
             _experiment(problem, PRETRAINED, f"{title}: one policy trained on all tasks jointly", _pretrained(maml)),
-            _experiment(problem, RANDOM, f"{title}: the initialisation, untrained", _random(maml)),
+            _experiment(problem, RANDOM, f"{title}: untrained, drawn anew for each task", _random(maml)),
             _experiment(problem, ORACLE, f"{title}: one policy that sees the task", _oracle(maml)),
         ]
         if problem in _CONTEXT:

@@ -118,6 +118,7 @@ class MAMLRL(nn.Module):
         inners: Sequence[InnerOptimizer] | None = None,
         budget: Budget | None = None,
         streams: int = 1,
+        starts: Params | None = None,
     ) -> Iterator[tuple[Params, Rollouts]]:
         """For 0 to `steps` inner steps: the adapted parameters, `[tasks, ...]` each, and episodes made with them.
 
@@ -130,20 +131,21 @@ class MAMLRL(nn.Module):
                 halves the step size after the first step in evaluation.
             budget: What sampling counts; that of training unless given.
             streams: For `budget="steps"`: see `headstart.rl.rollout.filled`.
+            starts: The parameters that each task starts from, `[tasks, ...]`; the policy's unless given.
         """
         steps = self.steps if steps is None else steps
         inners = [self.inner] * steps if inners is None else inners
         if len(inners) < steps:
             raise ValueError(f"inners must name an inner optimiser for each of {steps} steps, got {len(inners)}.")
         theta = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
-        params = {name: p.expand(len(tasks), *p.shape) for name, p in theta.items()}
+        params = {name: p.expand(len(tasks), *p.shape) for name, p in theta.items()} if starts is None else starts
         fast = {name: params[name].clone() for name in self.adapted_names}
         state = torch.vmap(self.inner.init)(fast)
         for step in range(steps + 1):
             seen = self.collect(params, tasks, generator, rollouts, budget=budget, streams=streams)
             yield params, seen
             if step < steps:
-                fast, state = self._stepped(theta, fast, packed(self.experience(seen)), inners[step], state)
+                fast, state = self._stepped(params, fast, packed(self.experience(seen)), inners[step], state)
                 params = {**params, **fast}
 
     def adapt(
@@ -207,11 +209,11 @@ class MAMLRL(nn.Module):
         """`fn` of every task's `Task(support, query)`: what each inner step learns from, and what is judged by."""
         return over_tasks(fn, Task(tuple(episodes[:-1]), episodes[-1]), "vmap", self.chunk_size)[0]
 
-    def _stepped(self, theta: Params, fast: Params, episodes: Experience, inner: InnerOptimizer, state: Any):
-        def step(fast: Params, episodes: Experience, state: Any) -> tuple[Params, Any]:
+    def _stepped(self, params: Params, fast: Params, episodes: Experience, inner: InnerOptimizer, state: Any):
+        def step(params: Params, fast: Params, episodes: Experience, state: Any) -> tuple[Params, Any]:
             def loss(fast: Params, episodes: Experience) -> Tensor:
-                return self.inner_loss({**theta, **fast}, episodes)
+                return self.inner_loss({**params, **fast}, episodes)
 
             return inner_step(loss, fast, episodes, inner, state)
 
-        return torch.vmap(step)(fast, episodes, state)
+        return torch.vmap(step)(params, fast, episodes, state)
