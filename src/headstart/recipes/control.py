@@ -300,7 +300,8 @@ class ControlRecipe(Recipe[MAMLRL]):
     ) -> Tensor:
         """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64.
 
-        An untrained policy is drawn anew for each task, as in the released test scripts: one alone may happen to run.
+        An untrained policy is drawn anew for each task: one alone may happen to run. Differs: most released test
+        scripts have the same one for all tasks.
         """
         path = learner.trajectory(
             tasks,
