@@ -69,6 +69,17 @@ def test_the_bar_shows_returns(tmp_path, capsys, monkeypatch):
     assert "after=-" in capsys.readouterr().err
 
 
+def test_other_threads_may_go_on(tmp_path, capsys):
+    pytest.importorskip("mujoco", reason="the extra rl is not installed")
+    sizes = [*("--meta-batch", "1", "--rollouts", "1"), *("--val-tasks", "1", "--horizon", "3", "--eval-rollouts", "1")]
+    arguments = ["train", "half-cheetah-velocity", *sizes, "--out", str(tmp_path / "run"), "--resume"]
+    assert main([*arguments, "--iterations", "1", "--threads", "1"]) == 0
+    assert main([*arguments, "--iterations", "2", "--threads", "2"]) == 0
+    assert Run(tmp_path / "run").config()["settings"]["threads"] == 2
+    assert main([*arguments, "--iterations", "2", "--max-kl", "0.5"]) == 2
+    assert "max_kl 0.01 -> 0.5" in capsys.readouterr().err
+
+
 def test_resumed_by_command_is_uninterrupted(tmp_path):
     arguments = ["train", "navigation-2d", "--meta-batch", "2", "--rollouts", "2", "--val-tasks", "2", "--horizon", "9"]
     for name, counts in {"whole": ("3",), "parts": ("2", "3")}.items():

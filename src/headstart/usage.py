@@ -65,7 +65,7 @@ def check_data(data: Path | None, recipe: Recipe[Any], name: str) -> None:
 
 
 def check_same_settings(run: Run, config: dict[str, Any], recipe: Recipe[Any]) -> None:
-    """A resumed run must be the run that was started, longer at most.
+    """A resumed run must be the run that was started, but for its length and what changes speed only.
 
     What its config.json does not know is newer than the run, which is then as the setting's default has it.
     """
@@ -75,7 +75,7 @@ def check_same_settings(run: Run, config: dict[str, Any], recipe: Recipe[Any]) -
             f"{run.path} holds a run of {started['recipe']}, not of {config['recipe']}: choose another --out."
         )
     before, now = (json.loads(json.dumps(asdict(r))) for r in (restore(started), recipe))
-    changed = [name for name in now if name != "iterations" and before.get(name) != now[name]]
+    changed = [name for name in now if name not in ("iterations", *recipe.speed) and before.get(name) != now[name]]
     if before["iterations"] != now["iterations"] and recipe.length_bound:
         raise UsageError(
             f"The number of iterations of {run.path}, {before['iterations']}, cannot change on --resume: "

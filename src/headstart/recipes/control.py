@@ -146,6 +146,7 @@ class ControlRecipe(Recipe[MAMLRL]):
 
     kind: ClassVar[str] = "control"
     named: ClassVar[tuple[str, ...]] = ("problem",)
+    speed: ClassVar[tuple[str, ...]] = ("threads",)
     metric_name: ClassVar[Literal["accuracy", "mse", "return"]] = "return"
     shown: ClassVar[dict[str, str]] = {"return_before": "return before", "return_after": "after"}
     devices: ClassVar[tuple[Device, ...]] = ("cpu",)

@@ -70,6 +70,8 @@ class Recipe(ABC, Generic[L]):
     """Where it can be computed."""
     named: ClassVar[tuple[str, ...]] = ()
     """Settings that an experiment's name stands for: with another of them it would be another experiment."""
+    speed: ClassVar[tuple[str, ...]] = ()
+    """Settings that change speed only: a run may go on with others."""
     conditions: ClassVar[type[Any]]
     """What can be chosen in an evaluation: a dataclass, whose defaults are the published protocol's."""
 
