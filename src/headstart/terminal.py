@@ -55,9 +55,8 @@ def progress(
     with tqdm(total=total, initial=trainer.iteration, unit="it", disable=None, dynamic_ncols=True) as bar:
 
         def observe(iteration: int, metrics: Metrics) -> None:
-            if (
-                bar.update() or iteration == total
-            ):  # it is drawn ten times a second at most: a small work is updated 2,000 times
+            # A bar is drawn ten times a second, a small work updated 2,000 times.
+            if bar.update() or iteration == total:
                 bar.set_postfix({told: f"{metrics[name]:.3f}" for name, told in shown.items()})
             if writer is not None and iteration % every == 0:
                 for name, value in metrics.items():

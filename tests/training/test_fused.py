@@ -102,7 +102,7 @@ class TestIsAdam:
         assert torch.equal(fused.learner.model.unused, torch.ones(2, dtype=torch.float64))
         assert fused.engine.mode == "compiled"
 
-    @pytest.mark.parametrize("change", ["replaced", "in place", "frozen replaced"])
+    @pytest.mark.parametrize("change", ["replaced", "in place", "frozen replaced", "frozen data"])
     def test_what_is_not_learned_is_read_anew(self, change):
         class Scaled(nn.Module):
             def __init__(self):
@@ -128,11 +128,43 @@ class TestIsAdam:
                         model.scale.mul_(3)
                     case "frozen replaced":
                         model.shift = nn.Parameter(torch.tensor(3.0, dtype=torch.float64), requires_grad=False)
+                    case "frozen data":
+                        model.shift.data = torch.tensor(3.0, dtype=torch.float64)
             found.append(told)
             assert updater.engine.mode == mode
         for compiled, eager in zip(*found, strict=True):
             assert compiled == pytest.approx(eager, rel=1e-6)
         assert found[0][1]["meta_loss"] > 1.5 * found[0][0]["meta_loss"]  # so that the change is seen
+
+    def test_buffers_that_are_not_dense(self):
+        class Weighed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = network()
+                self.register_buffer("weights", torch.tensor([1.0, 5.0, 2.0, 7.0], dtype=torch.float64)[::2])
+
+            def forward(self, x):
+                return self.body(x * self.weights)
+
+        found = []
+        for mode in ("compiled", "eager"):
+            updater, told = updater_of(mode, Weighed(), adapt_only="body.*"), []
+            for _ in range(2):
+                told.append(updater.update(stack([task_of(0), task_of(1)])))
+                updater.learner.model.weights.add_(1)
+            found.append(told)
+            assert updater.engine.mode == mode
+        for compiled, eager in zip(*found, strict=True):
+            assert compiled == pytest.approx(eager, rel=1e-6)
+
+    def test_parameters_that_are_not_dense_are_not_compiled(self, caplog):
+        model = nn.Linear(2, 1, dtype=torch.float64)
+        model.weight = nn.Parameter(torch.ones(1, 4, dtype=torch.float64)[:, ::2])
+        updater = updater_of("compiled", model)
+        with caplog.at_level("WARNING", logger="headstart"):
+            updater.update(stack([task_of(0), task_of(1)]))
+        assert updater.engine.mode == "eager"
+        assert "memory of its own" in caplog.text
 
     def test_running_statistics_move_once(self):
         fused, eager = updater_of("compiled", normed()), updater_of("eager", normed())

@@ -194,6 +194,8 @@ def test_a_graph_is_kept_on_disk(monkeypatch, tmp_path):
         hits.append(counted["autograd_cache_hit"] - before)
     assert hits == [0, 1]
     assert_close(found, 2 * [expected(W, X)])
+    for constant in (W, 3 * W):  # another constant is another graph, or another input of the same
+        assert_close(Traced(lambda x, constant=constant: x * constant)(X), X * constant)
 
 
 @COMPILER_WARNS

@@ -268,6 +268,7 @@ class ControlRecipe(Recipe[MAMLRL]):
             "tasks_digest": hashlib.sha256(tasks.contiguous().numpy().tobytes()).hexdigest()[:16],
             "inner_lr": tuned.eval_lr,
             "inner_lr_later": tuned.eval_lr_later,
+            **({} if self.iterations else {"initialisations": len(tasks)}),
             "per_step": [summary(step, column)._asdict() for step, column in enumerate(table.T)],
         }
 
@@ -336,6 +337,8 @@ class ControlRecipe(Recipe[MAMLRL]):
         """Same rollouts, counted alike, and step sizes, where they are not chosen."""
         names = ("rollouts", "budget") if self.tune_eval_lr else ("rollouts", "budget", "inner_lr", "inner_lr_later")
         alike = (self.eval_rollouts, self.budget, self.eval_lr, self.eval_lr_later)
+        if not self.iterations and "initialisations" not in evaluation:  # of one untrained policy
+            return False
         return all(evaluation[name] == value for name, value in zip(names, alike, strict=False))
 
     def trained_alike(self, other: Recipe[Any]) -> bool:

@@ -124,6 +124,11 @@ class TableRecipe(SupervisedRecipe):
         """None yet: what the inputs are, the table says."""
         raise self._not_fitted()
 
+    @property
+    def metric(self) -> Metric:
+        """None yet: what the target is, the table says."""
+        raise self._not_fitted()
+
     def _not_fitted(self) -> ValueError:
         return ValueError("This recipe has not seen its table: use what `fitted(data)` returns.")
 

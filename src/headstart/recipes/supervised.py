@@ -19,13 +19,14 @@ from headstart.losses import Criterion, accuracy, squared_error
 from headstart.recipes import learners
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import TEST_SEED, VALIDATION_SEED, Part, Recipe
+from headstart.training.choices import keep_choice, kept_choice
 from headstart.training.engine import Engine, Precision
 from headstart.training.evaluate import TEST, VALIDATION, Metric, evaluate, fixed_tasks
 from headstart.training.files import write_json
 from headstart.training.gradient import GradientUpdater, Schedule
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, Validation
-from headstart.training.tuning import Choice, ModeOrAuto, choose, kept_choice
+from headstart.training.tuning import Choice, ModeOrAuto, choose
 from headstart.types import Task, TaskSource, generator
 
 SEEN_FILE = "inputs.json"
@@ -254,8 +255,8 @@ class SupervisedRecipe(Recipe[MAML]):
     def restored(self, run: Run) -> MAML:
         """The learner of a run, computed in the chunks that were measured for it."""
         learner = self.make_learner()
-        if (run.path / "engine.json").exists():
-            learner.chunk_size = kept_choice(run).chunk_size
+        if (choice := kept_choice(run)) is not None:
+            learner.chunk_size = choice.chunk_size
         return learner
 
     def trainer(self, run: Run, data: Path | None, device: torch.device | str) -> Trainer:
@@ -275,7 +276,7 @@ class SupervisedRecipe(Recipe[MAML]):
         choice = self._run_choice(learner, source, run, device)
         learner.chunk_size = choice.chunk_size
         updater = self.updater(learner, choice)  # which checks the choice before it is kept
-        write_json(run.path / "engine.json", choice._asdict())
+        keep_choice(run, choice)
         if seen := self.seen(data):
             write_json(run.path / SEEN_FILE, seen)
         return Trainer(updater, learner.state_dict, source, validate, run, self.trainer_settings(), device)
@@ -382,8 +383,8 @@ class SupervisedRecipe(Recipe[MAML]):
 
     def _run_choice(self, learner: MAML, source: TaskSource, run: Run, device: torch.device | str) -> Choice:
         """How this run computes its meta-gradients: measured once, then kept in the run's `engine.json`."""
-        if run.exists and (run.path / "engine.json").exists():
-            return kept_choice(run)
+        if run.exists and (kept := kept_choice(run)) is not None:
+            return kept
         tasks = source.sample(self.meta_batch, generator(self.seed, "measuring speed", device=device))
         return self.choice(learner, tasks)
 

@@ -23,7 +23,7 @@ class Stacked(Protocol):
     def stacked(self, params: Params, observations: Tensor) -> Distribution:
         """From parameters `[tasks, ...]` and observations `[tasks, rollouts, observation]`.
 
-        What is the same for all rollouts of a task may be `[tasks, 1, ...]`.
+        A Gaussian's `log_std`, if it is the same for all rollouts of a task, may be `[tasks, 1, action]`.
         """
         ...
 

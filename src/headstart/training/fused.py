@@ -46,7 +46,7 @@ class FusedAdam:
         self.update = Traced(self._update, engine.static)
         self._flat: Flat | None = None
         self._place: Any = None
-        self._fixed: list[Tensor] = []
+        self._fixed: list[tuple[int, int]] | None = None
         self._others: Flat | None = None
         self._lr = torch.zeros((), dtype=torch.float64)
 
@@ -66,19 +66,24 @@ class FusedAdam:
         """Meta-parameters, Adam's state and step size, which stay in place unless a state dict has been loaded."""
         (group,) = self.optimizer.param_groups
         first = group["params"][0]
-        place = id(self.optimizer.state[first].get("exp_avg")), first.dtype, first.device
+        state = id(self.optimizer.state[first].get("exp_avg"))
+        place = state, first.dtype, first.device, [p.data_ptr() for p in group["params"]]
         if self._flat is None or place != self._place:
             meta = dict(zip(self.names, group["params"], strict=True))
             self._flat = Flat((meta, self._state(), self._lr))
-            self._place = id(self.optimizer.state[first]["exp_avg"]), first.dtype, first.device
+            self._place = id(self.optimizer.state[first]["exp_avg"]), *place[1:]
         return self._flat
 
     def _not_learned(self) -> Flat:
         """Buffers and frozen parameters. To find and name them anew each time would take as long as a small graph."""
-        held = (held for layer in self.engine.learner.modules() for held in (layer._parameters, layer._buffers))
-        fixed = [t for tensors in held for t in tensors.values() if t is not None and not t.requires_grad]
-        if self._others is None or list(map(id, fixed)) != list(map(id, self._fixed)):
-            self._fixed, self._others = fixed, Flat(self.engine.values()[1])
+        layers = list(self.engine.learner.modules())
+        fixed = [p for layer in layers for p in layer._parameters.values() if p is not None and not p.requires_grad]
+        fixed += [b for layer in layers for b in layer._buffers.values() if b is not None]
+        places = [(id(t), t.data_ptr()) for t in fixed]
+        if self._others is None or places != self._fixed:
+            self._others = Flat(self.engine.values()[1], dense=True)
+            # What is not dense has been copied, and has to be copied anew each time.
+            self._fixed = places if all(t.is_contiguous() for t in fixed) else None
         return self._others
 
     def _state(self) -> State:

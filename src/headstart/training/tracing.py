@@ -96,6 +96,8 @@ class Traced:
             return tree
 
         examples = [leaf.detach().clone() for leaf in leaves]  # recording runs the function: nothing may be updated
+        if any(example.stride() != leaf.stride() for example, leaf in zip(examples, leaves, strict=True)):
+            raise CannotCompileError("a tensor that it updates is a slice or expanded: give it memory of its own")
         with torch.random.fork_rng(_gpus(leaves)):
             run = _compiled(flat_fn, examples, self.repeatable)
         return run, outputs[-1]

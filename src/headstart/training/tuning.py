@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from headstart.training.engine import Engine, Learner, Mode, Precision
-from headstart.training.files import FileError, read_json
-from headstart.training.run import Run
 from headstart.types import Task
 from headstart.vectorize import count_tasks
 
@@ -162,18 +160,3 @@ class _KeptGradients:
     def __exit__(self, *_: Any) -> None:
         for p, grad in zip(self.parameters, self.grads, strict=True):
             p.grad = grad
-
-
-def kept_choice(run: Run) -> Choice:
-    """The choice that a run was started with.
-
-    Raises:
-        FileError: Its `engine.json` is not what `headstart train` wrote.
-    """
-    path = run.path / "engine.json"
-    try:
-        return Choice(**read_json(path))
-    except TypeError as error:
-        raise FileError(
-            f"{path} is not what `headstart train` wrote: remove it, and speed is measured anew."
-        ) from error
