@@ -163,6 +163,16 @@ def test_an_untrained_policy_is_drawn_for_each_task(monkeypatch):
         assert_close(one.returns(one.make_learner(), tasks[index : index + 1], 1, 2, rng)[0], row)
 
 
+def test_one_untrained_policy_for_all_tasks_is_not_measured_alike():
+    recipe = small("navigation-2d-random", iterations=0)
+    asked = Conditions(num_tasks=2, steps=1, rollouts=recipe.eval_rollouts)
+    evaluation = recipe.evaluate(recipe.make_learner(), asked, None)
+    assert evaluation["initialisations"] == 2
+    assert recipe.measured_alike(evaluation)
+    del evaluation["initialisations"]  # as those before there was a policy for each task
+    assert not recipe.measured_alike(evaluation)
+
+
 def test_evaluation_halves_the_step_size_and_averages_episodes_then_tasks():
     class Learner:
         problem = small().family()

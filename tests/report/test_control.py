@@ -51,6 +51,7 @@ def write_run(folder: Path, name: str, means: tuple[float, ...], *, rollouts: in
         "tasks_digest": "0" * 16,
         "inner_lr": recipe.eval_lr,
         "inner_lr_later": recipe.eval_lr_later,
+        **({} if recipe.iterations else {"initialisations": 40}),
         "per_step": [{"step": s, "mean": m, "ci95": 9.0, "median": m, "diverged": 0} for s, m in enumerate(means)],
         "published": [published._asdict() for published in known.published],
     }
