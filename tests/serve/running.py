@@ -10,6 +10,8 @@ import uvicorn
 
 from headstart.serve.server import listening
 
+STARTED_WITHIN_S = 60
+
 
 @contextmanager
 def running(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
@@ -18,10 +20,12 @@ def running(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
+        until = time.monotonic() + STARTED_WITHIN_S
         try:
             while not server.started:
                 assert thread.is_alive(), "the server ended before it had started"
-                time.sleep(0.01)
+                assert time.monotonic() < until, f"the server has not started within {STARTED_WITHIN_S} s"
+                time.sleep(0.01)  # it tells nobody that it has started
             yield listener.getsockname()
         finally:
             server.should_exit = True
