@@ -105,7 +105,7 @@ def collect(
         per_task: Whether each task has parameters of its own.
         start: Which environments to start, bool `[tasks, rollouts]`; all unless given.
     """
-    _check(params, len(tasks) if per_task else None, horizon)
+    _check_given(params, len(tasks) if per_task else None, horizon)
 
     def act(params: Params, observations: Tensor) -> Distribution:
         return call_with(policy, params, (observations,), {})
@@ -137,7 +137,7 @@ def collect(
     return Rollouts(observed, acted, rewarded, valid, terminated, behaviour)
 
 
-def _check(params: Params, num_tasks: int | None, horizon: int) -> None:
+def _check_given(params: Params, num_tasks: int | None, horizon: int) -> None:
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}.")
     for name, p in params.items():
