@@ -5,7 +5,7 @@ from typing import Literal
 import headstart
 from benchmarks.peers import Prepared
 from benchmarks.works import Work, initial, restore
-from headstart.training.engine import Engine, Mode, Precision
+from headstart.training.engine import Mode, Precision
 from headstart.training.gradient import GradientUpdater
 from headstart.training.tuning import choose
 from headstart.types import Params
@@ -30,10 +30,9 @@ def prepare(
         recompute=recompute,
     )
     start, tasks = initial(model), work.sample()
-    # How many tasks at once, measured before anything is timed, as in a long run.
+    # How many tasks at once and on how many threads, measured before anything is timed, as in a long run.
     chosen = choose(learner, tasks, mode=mode, precision=precision, iterations=60_000)
-    engine = Engine(learner, mode=chosen.mode, chunk_size=chosen.chunk_size, precision=chosen.precision)
-    updater = GradientUpdater(learner, engine=engine)
+    updater = GradientUpdater(learner, engine=chosen.engine(learner))
 
     def step() -> None:
         updater.update(tasks)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from headstart import MAML, SGD, Batch, Task
 from headstart.training.engine import Engine
+from headstart.training.gradient import GradientUpdater
 from headstart.vectorize import stack
 
 
@@ -63,6 +64,33 @@ class TestEager:
         assert [len(t) for t in seen["0.1"]] == [5] * 4
         Engine(learner.eval()).gradient(tasks_of(5))
         assert_close(buffers_of(learner), before, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(("threads", "used"), [(None, 3), (2, 2)])
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_threads_are_its_own(threads, used, mode):
+    """In computing and in the update; PyTorch has its own number of them again afterwards."""
+    seen: list[int] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return F.mse_loss(outputs, targets)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        learner = MAML(network(), loss, inner=SGD(0.1))
+        engine = Engine(learner, mode=mode, threads=threads)
+        engine.gradient(tasks_of(2))
+        GradientUpdater(learner, engine).update(tasks_of(2))
+        assert set(seen) == {used}
+        assert torch.get_num_threads() == 3
+        with pytest.raises(TypeError):
+            engine.gradient(object())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +298,7 @@ class TestFallsBack:
     [
         ({"mode": "fast"}, "mode must be one of eager, compiled, graphed, got 'fast'"),
         ({"precision": "float16"}, "precision must be one of float32, bfloat16, got 'float16'"),
+        ({"threads": 0}, "threads must be at least 1, or None for as many as PyTorch is set to, got 0"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, or None for all tasks at once, got 0"),
         ({"mode": "graphed"}, "the learner is on cpu: use 'compiled' or 'eager'"),
     ],

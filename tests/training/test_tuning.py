@@ -21,7 +21,9 @@ class Clock:
     """A clock that moves only when a meta-gradient is computed, by what that costs."""
 
     def __init__(self, cost_ms):
-        self.now_s, self.cost_ms, self.calls = 0.0, cost_ms, []
+        self.now_s, self.cost_ms, self.calls, self.threads = 0.0, cost_ms, [], []
+        self.factors: dict[int | None, float] = {}
+        """What a number of threads does to the cost; None is all of them."""
 
     def perf_counter(self) -> float:
         return self.now_s
@@ -35,12 +37,13 @@ def clock(monkeypatch):
         made = Clock(cost_ms)
 
         class Engine:
-            def __init__(self, learner, *, mode, chunk_size, precision):
-                self.learner, self.mode, self.chunk_size = learner, mode, chunk_size
+            def __init__(self, learner, *, mode, chunk_size, precision, threads):
+                self.learner, self.mode, self.chunk_size, self.threads = learner, mode, chunk_size, threads
 
             def compute(self, tasks: Task) -> None:
                 made.calls.append((self.mode, self.chunk_size))
-                cost = made.cost_ms(self.mode, self.chunk_size)
+                made.threads.append(self.threads)
+                cost = made.cost_ms(self.mode, self.chunk_size) * made.factors.get(self.threads, 1.0)
                 if cost == float("inf"):
                     self.mode = "eager"
                 else:
@@ -91,7 +94,12 @@ class TestChoice:
         choice = choose_for(iterations=1801)
         assert choice.mode == mode
         recorded = None if compiled_ms == float("inf") else compiled_ms  # JSON knows no infinity
-        assert choice.measured[-1] == {"mode": "compiled", "chunk_size": choice.chunk_size, "ms": recorded}
+        assert choice.measured[-1] == {
+            "mode": "compiled",
+            "chunk_size": choice.chunk_size,
+            "threads": None,
+            "ms": recorded,
+        }
         assert len([call for call in times.calls if call[0] == "compiled"]) == (1 if compiled_ms == float("inf") else 4)
 
     def test_what_is_compiled_takes_over_the_chunk_size(self, clock):
@@ -119,13 +127,31 @@ class TestChoice:
     def test_what_is_given_is_not_measured(self, clock, mode, given, chosen):
         times = clock(lambda mode, size: FAST)
         choice = choose_for(mode=mode, chunk_size=given, precision="bfloat16")
-        assert choice == (mode, chosen, "bfloat16", [])
+        assert choice == (mode, chosen, "bfloat16", [], None)
         assert not times.calls
 
     def test_a_chunk_size_is_measured_for_a_mode_that_is_given(self, clock):
         times = clock(lambda mode, size: float(size))
         assert choose_for(mode="compiled")[:2] == ("compiled", 1)
         assert {mode for mode, _ in times.calls} == {"eager"}
+
+    @pytest.mark.parametrize(
+        ("factors", "threads", "tried"),
+        [
+            ({4: 0.9, 2: 0.5, 1: 0.6}, 2, {None, 4, 2, 1}),
+            ({4: 1.1, 2: 0.5, 1: 0.5}, None, {None, 4}),
+            ({4: 0.9, 2: 0.8, 1: 0.7}, 1, {None, 4, 2, 1}),
+        ],
+        ids=["some", "all", "one"],
+    )
+    def test_threads_are_halved_as_long_as_that_is_no_slower(self, clock, monkeypatch, factors, threads, tried):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+        times = clock(lambda mode, size: SLOW if mode == "eager" else FAST)
+        times.factors = factors
+        choice = choose_for(iterations=LONG * 10)
+        assert (choice.mode, choice.threads, set(times.threads)) == ("compiled", threads, tried)
+        assert (choice.measured[-1]["mode"], choice.measured[-1]["threads"]) == ("compiled", threads)
+        assert choose_for(chunk_size=3).threads is None  # no measurement is asked for
 
     def test_one_task_has_one_candidate(self, clock):
         clock(lambda mode, size: FAST)
@@ -135,9 +161,10 @@ class TestChoice:
 
 def test_a_choice_makes_an_engine():
     learner = learner_of()
-    engine = choose(learner, tasks_of(3), mode="compiled", chunk_size=2, precision="bfloat16").engine(learner)
+    choice = choose(learner, tasks_of(3), mode="compiled", chunk_size=2, precision="bfloat16")._replace(threads=3)
+    engine = choice.engine(learner)
     assert engine.learner is learner
-    assert (engine.mode, engine.chunk_size, engine.precision) == ("compiled", 2, "bfloat16")
+    assert (engine.mode, engine.chunk_size, engine.precision, engine.threads) == ("compiled", 2, "bfloat16", 3)
 
 
 @pytest.mark.usefixtures("recorded")

@@ -2,7 +2,7 @@
 
     code                paper                                                    where
     multi_step_loss     multi-step loss optimisation (MSL), annealed             `outcome`, `weights`
-    step_rates          per-layer per-step learning rates (LSLR)                 `headstart.inner.StepwiseSGD`
+    step_rates          per-layer per-step learning rates (LSLR)                 `rates.StepRates`
     first_order_until   derivative-order annealing (DA)                          `keep_statistics`
     step_norms          per-step batch-norm weights and biases (BNWB)            `theta`, `batches`
     (the schedule)      cosine annealing of the meta-optimiser's rate (CA)       the meta-optimiser's, not the learner's
@@ -22,7 +22,8 @@ from headstart.adapt import trajectory
 from headstart.algorithms.maml import MAML
 from headstart.algorithms.named import as_parameters, values_of
 from headstart.algorithms.names import refuse
-from headstart.inner import SGD, StepwiseSGD
+from headstart.algorithms.rates import StepRates
+from headstart.inner import SGD
 from headstart.layers import Seen
 from headstart.losses import Criterion
 from headstart.types import Batch, Params, Task
@@ -31,25 +32,13 @@ FLOOR = 0.03
 """Smallest weight of a step's loss while there is one, in parts of an equal share, as in the released code."""
 
 
-class StepRates(nn.Module):
-    """A step size for every tensor of `params` and each of `steps` steps; called, it gives descent with them."""
-
-    def __init__(self, params: Params, lr: float, steps: int):
-        super().__init__()
-        self.rates = as_parameters({name: p.new_full((steps,), lr) for name, p in params.items()})
-
-    def forward(self) -> StepwiseSGD:
-        """The inner optimiser."""
-        return StepwiseSGD(lr=values_of(self.rates))
-
-
 class MAMLPlusPlus(MAML):
     """MAML with any of the five changes of MAML++.
 
     Steps beyond those trained with use the last one's step sizes and norms.
 
     >>> learner = MAMLPlusPlus(nn.Linear(1, 1), nn.functional.mse_loss, lr=0.1, steps=3, multi_step_loss=100)
-    >>> learner.inner.rates["weight"].shape, learner.weights()
+    >>> learner.inner.rates()["weight"].shape, learner.weights()
     (torch.Size([3]), tensor([0.3333, 0.3333, 0.3333]))
 
     Args:

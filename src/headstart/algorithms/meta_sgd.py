@@ -1,7 +1,7 @@
 """Meta-SGD: the step size of every single parameter is meta-learned (Li et al. 2017).
 
     code        paper      shape
-    rates       alpha      name -> that parameter's shape
+    rates       alpha      name -> that parameter's shape, see `rates.py`
     inner       theta - alpha o grad L(theta)
 
 The one difference from `maml.py`: `lr` is a tensor that learns. A rate may become negative.
@@ -9,26 +9,12 @@ The one difference from `maml.py`: `lr` is a tensor that learns. A rate may beco
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from headstart.algorithms.maml import MAML
-from headstart.algorithms.named import as_parameters, values_of
+from headstart.algorithms.rates import Rates
 from headstart.inner import SGD
 from headstart.losses import Criterion
-from headstart.types import Params
-
-
-class Rates(nn.Module):
-    """A step size for every element of `params`, all `lr` at first; called, it gives gradient descent with them."""
-
-    def __init__(self, params: Params, lr: float):
-        super().__init__()
-        self.rates = as_parameters({name: torch.full_like(p, lr) for name, p in params.items()})
-
-    def forward(self) -> SGD:
-        """The inner optimiser."""
-        return SGD(lr=values_of(self.rates))
 
 
 class MetaSGD(MAML):
@@ -36,7 +22,7 @@ class MetaSGD(MAML):
 
     >>> learner = MetaSGD(nn.Linear(1, 1), nn.functional.mse_loss, lr=0.1)
     >>> [name for name, _ in learner.named_parameters()]
-    ['model.weight', 'model.bias', 'inner.rates.weight', 'inner.rates.bias']
+    ['model.weight', 'model.bias', 'inner.scaled.weight', 'inner.scaled.bias']
 
     Args:
         model: Any module.

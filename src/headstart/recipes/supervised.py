@@ -20,7 +20,7 @@ from headstart.recipes import learners
 from headstart.recipes.learners import LearnerName
 from headstart.recipes.recipe import TEST_SEED, VALIDATION_SEED, Part, Recipe
 from headstart.training.choices import keep_choice, kept_choice
-from headstart.training.engine import Engine, Precision
+from headstart.training.engine import Precision
 from headstart.training.evaluate import TEST, VALIDATION, Metric, evaluate, fixed_tasks
 from headstart.training.files import write_json
 from headstart.training.gradient import GradientUpdater, Schedule
@@ -233,9 +233,7 @@ class SupervisedRecipe(Recipe[MAML]):
 
     def updater(self, learner: MAML, choice: Choice | None = None) -> GradientUpdater:
         """The learner with its meta-optimiser; eager, and all tasks at once, unless another choice is given."""
-        engine = None
-        if choice is not None:
-            engine = Engine(learner, mode=choice.mode, chunk_size=choice.chunk_size, precision=choice.precision)
+        engine = None if choice is None else choice.engine(learner)
         return GradientUpdater(
             learner,
             engine,

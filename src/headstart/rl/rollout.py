@@ -1,7 +1,6 @@
 """Sampling: every environment of every task steps together, and the policy is evaluated once for all of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils import _pytree as pytree
 from headstart.models.policy import Distribution
 from headstart.rl.problem import Environments
 from headstart.swap import call_with
+from headstart.threads import on_threads
 from headstart.types import Params
 
 Act = Callable[[Params, Tensor], Distribution]
@@ -71,16 +71,6 @@ class Rollouts(NamedTuple):
         return int(self.valid.sum())
 
 
-@contextmanager
-def _acting_on_one_thread(wanted: bool) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @torch.no_grad()
 def collect(
     policy: nn.Module,
@@ -120,7 +110,7 @@ def collect(
     alive = torch.ones(observations.shape[:2], dtype=torch.bool) if start is None else start
     terminated = torch.zeros_like(alive)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
-    with _acting_on_one_thread(environments.own_threads):
+    with on_threads(1 if environments.own_threads else None):
         for _ in range(horizon):
             distribution = batched(params, observations)
             actions = distribution.sample(generator)

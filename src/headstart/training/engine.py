@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from headstart.threads import on_threads
 from headstart.training.cuda import Replayed
 from headstart.training.functional import added, call, chunks, gradients, joined, settings
 from headstart.training.products import AsProducts
@@ -86,6 +87,7 @@ class Engine:
         mode: See `Mode`. What cannot be compiled or captured is computed eagerly from then on; a warning says why.
         chunk_size: Tasks computed together; None for all. Changes speed and memory, not the result.
         precision: See `Precision`.
+        threads: Of the CPU; None for as many as PyTorch is set to. Small products are slower on several.
 
     A compiled or captured meta-gradient belongs to the learner's settings, layers and shapes, and is made anew when
     these change; what a function of yours closes over is a constant of it.
@@ -95,19 +97,27 @@ class Engine:
     """
 
     def __init__(
-        self, learner: Learner, *, mode: Mode = "eager", chunk_size: int | None = None, precision: Precision = "float32"
+        self,
+        learner: Learner,
+        *,
+        mode: Mode = "eager",
+        chunk_size: int | None = None,
+        precision: Precision = "float32",
+        threads: int | None = None,
     ):
         for name, given, allowed in (("mode", mode, get_args(Mode)), ("precision", precision, get_args(Precision))):
             if given not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}.")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or None for all tasks at once, got {chunk_size}.")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, or None for as many as PyTorch is set to, got {threads}.")
         device = next(p.device for _, p in learner.named_parameters())
         if mode == "graphed" and device.type != "cuda":
             raise ValueError(
                 f"mode='graphed' captures CUDA graphs, and the learner is on {device}: use 'compiled' or 'eager'."
             )
-        self.learner, self.chunk_size = learner, chunk_size
+        self.learner, self.chunk_size, self.threads = learner, chunk_size, threads
         self.precision: Precision = precision
         self.mode: Mode = mode
         stepwise = learner if isinstance(learner, StepwiseLearner) else None
@@ -130,6 +140,10 @@ class Engine:
 
     def compute(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Any]:
         """As `gradient`, but with the statistics returned instead of kept."""
+        with on_threads(self.threads):
+            return self._compute(tasks)
+
+    def _compute(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, Any]:
         if self.mode == "compiled" and isinstance(tasks, Task):
             try:
                 return self._compiled(tasks)

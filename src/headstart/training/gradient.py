@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from headstart.threads import on_threads
 from headstart.training.engine import Engine, Learner
 from headstart.training.fused import Clipping, FusedAdam
 from headstart.training.tracing import CannotCompileError
@@ -71,7 +72,8 @@ class GradientUpdater:
         """
         (group,) = self.optimizer.param_groups
         group["lr"] = self.rate
-        metrics = self._update(tasks)
+        with on_threads(self.engine.threads):
+            metrics = self._update(tasks)
         self.updates += 1
         return metrics
 

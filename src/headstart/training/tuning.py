@@ -1,4 +1,4 @@
-"""Which mode and how many tasks at once are fastest here, found by a short measurement."""
+"""Which mode, how many tasks at once and how many threads are fastest here, found by a short measurement."""
 
 import logging
 import math
@@ -30,16 +30,19 @@ _log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """How to compute meta-gradients, and what was measured to find it: milliseconds by mode and chunk size."""
+    """How to compute meta-gradients, and what was measured to find it: milliseconds by mode, chunk size and threads."""
 
     mode: Mode
     chunk_size: int
     precision: Precision
     measured: list[dict[str, Any]]
+    threads: int | None = None
+    """None: as many as PyTorch is set to."""
 
     def engine(self, learner: Learner) -> Engine:
         """An engine for `learner` with these settings."""
-        return Engine(learner, mode=self.mode, chunk_size=self.chunk_size, precision=self.precision)
+        settings = {"chunk_size": self.chunk_size, "precision": self.precision, "threads": self.threads}
+        return Engine(learner, mode=self.mode, **settings)
 
 
 def choose(
@@ -52,6 +55,7 @@ def choose(
     iterations: int = 1,
 ) -> Choice:
     """The fastest way to compute the meta-gradient of `tasks`, of those left open.
+
 
     The learner is left as it was: parameters, gradients, running statistics, random state.
 
@@ -71,7 +75,8 @@ def choose(
             would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
             mode, in which every candidate is ready at once. What is compiled takes over that number. In runs of
-            less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager.
+            less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
+            `"auto"` a CPU's threads are halved, too, as long as that is no slower: small products are faster on one.
         precision: See `Engine`.
         iterations: Length of the run.
     """
@@ -86,13 +91,15 @@ def choose(
         chunk = min(open_chunks, key=lambda size: measure("eager", size))
     else:
         chunk = open_chunks[0]
+    threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
     if mode == "auto":
         fast: Mode = "graphed" if measure.on_gpu else "compiled"
-        eager_ms = measure("eager", chunk)
+        eager_ms = measure("eager", chunk, threads)
         worth = measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S
-        mode = fast if worth and measure(fast, chunk) < eager_ms else "eager"
-    _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once.", mode, chunk, total)
-    return Choice(mode, chunk, precision, measure.records)
+        mode = fast if worth and measure(fast, chunk, threads) < eager_ms else "eager"
+    on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
+    _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
+    return Choice(mode, chunk, precision, measure.records, threads)
 
 
 def _candidates(total: int) -> list[int]:
@@ -102,7 +109,7 @@ def _candidates(total: int) -> list[int]:
 
 
 class _Measurement:
-    """Times meta-gradients; each mode and chunk size once."""
+    """Times meta-gradients; each mode, chunk size and number of threads once."""
 
     def __init__(self, learner: Learner, tasks: Task, precision: Precision):
         self.learner, self.tasks = learner, tasks
@@ -112,20 +119,28 @@ class _Measurement:
         self.records: list[dict[str, Any]] = []
         self.best = float("inf")
 
-    def __call__(self, mode: Mode, chunk_size: int) -> float:
+    def fewest_threads(self, chunk_size: int) -> int | None:
+        """Half of the threads, a half of these and so on, as long as that is no slower in eager mode."""
+        found, threads = None, torch.get_num_threads() // 2
+        while threads and self("eager", chunk_size, threads) <= self("eager", chunk_size, found):
+            found, threads = threads, threads // 2
+        return found
+
+    def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
         """Median milliseconds; infinite where the mode is not possible."""
         for record in self.records:
-            if (record["mode"], record["chunk_size"]) == (mode, chunk_size):
+            if (record["mode"], record["chunk_size"], record["threads"]) == (mode, chunk_size, threads):
                 return float("inf") if record["ms"] is None else record["ms"]
         gpus = [self.device] if self.on_gpu else []
         with torch.random.fork_rng(gpus), _KeptGradients(self.learner):
-            ms = self._time(mode, chunk_size)
+            ms = self._time(mode, chunk_size, threads)
         self.best = min(self.best, ms)
-        self.records.append({"mode": mode, "chunk_size": chunk_size, "ms": round(ms, 3) if math.isfinite(ms) else None})
+        known = round(ms, 3) if math.isfinite(ms) else None  # JSON knows no infinity
+        self.records.append({"mode": mode, "chunk_size": chunk_size, "threads": threads, "ms": known})
         return ms
 
-    def _time(self, mode: Mode, chunk_size: int) -> float:
-        engine = Engine(self.learner, mode=mode, chunk_size=chunk_size, precision=self.precision)
+    def _time(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
+        engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
         try:
             engine.compute(self.tasks)
         except torch.OutOfMemoryError:
