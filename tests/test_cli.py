@@ -234,6 +234,17 @@ def test_resume_starts_continues_and_ends(tmp_path, capsys):
     assert load_parameters(tmp_path / "run" / "checkpoints", "last")[1]["iteration"] == 8
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
+    """A lock is between open files, so that one process can stand for two."""
+    run = Run(tmp_path / "run")
+    arguments = ["train", "sinusoid-5shot", "--out", str(run.path), "--resume", *SMALL]
+    with run.alone():
+        assert main(arguments) == 1
+        assert "Another process is training in" in capsys.readouterr().err
+        assert not run.exists
+    assert main(arguments) == 0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_saves_and_resumes(tmp_path, number, code):
     run = tmp_path / "run"

@@ -29,6 +29,7 @@ from headstart.recipes.recipe import TEST_SEED
 from headstart.recipes.supervised import Protocol
 from headstart.rl.rollout import Budget
 from headstart.training.run import Run
+from headstart.training.trainer import Trainer
 from headstart.usage import (
     Device,
     UsageError,
@@ -92,18 +93,22 @@ class Train(Generic[R]):
     def run(self) -> int:
         """Train until the end or an interruption."""
         run, recipe, config, device, data = self.prepared()
-        trainer = recipe.trainer(run, data, device)
-        if run.resumable:
-            trainer.resume()
-            if trainer.iteration >= recipe.iterations:
-                _log.info(
-                    "%s is finished: %d iterations. Give more --iterations to go on.", run.path, trainer.iteration
-                )
-                return 0
-            _log.info("Resuming %s at iteration %d.", run.path, trainer.iteration)
-        else:
-            run.rewind(0)  # what a run that was killed before its first checkpoint left behind
-        run.start(config)
+        with run.alone():
+            trainer = recipe.trainer(run, data, device)
+            if run.resumable:
+                trainer.resume()
+                if trainer.iteration >= recipe.iterations:
+                    _log.info(
+                        "%s is finished: %d iterations. Give more --iterations to go on.", run.path, trainer.iteration
+                    )
+                    return 0
+                _log.info("Resuming %s at iteration %d.", run.path, trainer.iteration)
+            else:
+                run.rewind(0)  # what a run that was killed before its first checkpoint left behind
+            run.start(config)
+            return self._train(trainer, run, recipe)
+
+    def _train(self, trainer: Trainer, run: Run, recipe: Recipe[Any]) -> int:
         with (
             terminal.signals() as received,
             logging_redirect_tqdm(),

@@ -11,11 +11,14 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from headstart.training.checkpoint import RESUME
 from headstart.training.files import FileError, read_json, write_atomically, write_json
@@ -41,6 +44,28 @@ class Run:
     def resumable(self) -> bool:
         """Whether there is a state to resume from."""
         return (self.checkpoints / RESUME).exists()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock goes with the process, however it ends.
+
+        Raises:
+            FileError: Another process is at it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise FileError(
+                f"Another process is training in {self.path}: wait for it, stop it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise FileError(f"Cannot write {self.path / '.lock'}: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, config: dict[str, Any]) -> None:
         """Write what is trained and on what machine."""
