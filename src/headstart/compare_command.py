@@ -70,7 +70,8 @@ class Compare:
     def run(self) -> int:
         """Compare them, or go on with it; finished runs are not trained again."""
         compared = self._planned()
-        received = comparison.carry_out(compared, terminal.signals)
+        with Run(compared.folder).alone():
+            received = comparison.carry_out(compared, terminal.signals)
         content = compared.content()
         print(json.dumps(content, allow_nan=False) if self.json else terminal.comparison_text(content))
         if received is not None:

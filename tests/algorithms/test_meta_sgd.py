@@ -53,6 +53,12 @@ def test_rates_are_what_was_learned_times_their_unit():
     assert_close(inner.rates()["0.bias"], torch.full_like(inner.scaled["0/bias"], 2.2))
 
 
+@pytest.mark.parametrize("kind", [MetaSGD, MAMLPlusPlus])
+def test_the_first_step_size_is_positive(kind):
+    with pytest.raises(ValueError, match="start from lr, which must be positive, got 0"):
+        kind(network(), F.mse_loss, lr=0)
+
+
 def test_it_begins_as_maml():
     learner, maml = (
         MetaSGD(network(), F.mse_loss, lr=0.1, steps=2),

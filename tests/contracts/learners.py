@@ -93,8 +93,10 @@ def made(name: str, model: str = "batch norm", seed: int = 0, **settings: Any) -
     torch.manual_seed(seed)
     learner = build(name, MODELS[model]().double(), **settings)
     with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+        for parameter_name, parameter in learner.named_parameters():
+            # Learned step sizes are multiples of a unit: they vary by a share, lest the steps become huge.
+            size = 0.6 * parameter.abs() if ".scaled." in parameter_name else 0.2
+            parameter.add_(size * torch.randn_like(parameter))
         for buffer_name, buffer in learner.named_buffers():
             if buffer_name.endswith(("running_mean", "running_var")):
                 buffer.add_(torch.rand_like(buffer))

@@ -22,8 +22,8 @@ class Clock:
 
     def __init__(self, cost_ms):
         self.now_s, self.cost_ms, self.calls, self.threads = 0.0, cost_ms, [], []
-        self.factors: dict[int | None, float] = {}
-        """What a number of threads does to the cost; None is all of them."""
+        self.factors: dict[tuple[str, int | None], float] = {}
+        """What a number of threads does to the cost of a mode; None is all of them."""
 
     def perf_counter(self) -> float:
         return self.now_s
@@ -43,7 +43,7 @@ def clock(monkeypatch):
             def compute(self, tasks: Task) -> None:
                 made.calls.append((self.mode, self.chunk_size))
                 made.threads.append(self.threads)
-                cost = made.cost_ms(self.mode, self.chunk_size) * made.factors.get(self.threads, 1.0)
+                cost = made.cost_ms(self.mode, self.chunk_size) * made.factors.get((self.mode, self.threads), 1.0)
                 if cost == float("inf"):
                     self.mode = "eager"
                 else:
@@ -146,12 +146,20 @@ class TestChoice:
     )
     def test_threads_are_halved_as_long_as_that_is_no_slower(self, clock, monkeypatch, factors, threads, tried):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-        times = clock(lambda mode, size: SLOW if mode == "eager" else FAST)
-        times.factors = factors
-        choice = choose_for(iterations=LONG * 10)
-        assert (choice.mode, choice.threads, set(times.threads)) == ("compiled", threads, tried)
-        assert (choice.measured[-1]["mode"], choice.measured[-1]["threads"]) == ("compiled", threads)
+        times = clock(lambda mode, size: FAST)
+        times.factors = {("eager", count): factor for count, factor in factors.items()}
+        choice = choose_for()
+        assert (choice.mode, choice.threads, set(times.threads)) == ("eager", threads, tried)
         assert choose_for(chunk_size=3).threads is None  # no measurement is asked for
+
+    @pytest.mark.parametrize(("all_ms", "one_ms", "threads"), [(2.0, 1.0, 1), (1.0, 2.0, None)])
+    @pytest.mark.parametrize("mode", ["auto", "compiled"])
+    def test_what_is_compiled_is_measured_on_all_threads_too(self, clock, monkeypatch, mode, all_ms, one_ms, threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        times = clock(lambda mode, size: SLOW if mode == "eager" else all_ms)
+        times.factors = {("eager", 1): 0.9, ("compiled", 1): one_ms / all_ms}
+        choice = choose_for(iterations=LONG * 10, mode=mode)
+        assert (choice.mode, choice.threads) == ("compiled", threads)
 
     def test_one_task_has_one_candidate(self, clock):
         clock(lambda mode, size: FAST)

@@ -51,7 +51,10 @@ class GeneratedSGD:
 
 
 class Generator(nn.Module):
-    """What ALFA learns for `tensors` tensors; at first `lr` and no decay, whatever the task."""
+    """What ALFA learns for `tensors` tensors; at first `lr` and no decay, whatever the task.
+
+    At a large `lr` the base values hardly move by an optimiser's steps; what the network makes are shares of them.
+    """
 
     def __init__(self, tensors: int, lr: float, steps: int):
         super().__init__()

@@ -1,6 +1,14 @@
-"""Inner step sizes that are meta-learned, of Meta-SGD and MAML++."""
+"""Inner step sizes that are meta-learned, of Meta-SGD and MAML++.
+
+Adam moves every parameter by about its own step size per update, 0.001: a tenth to a hundredth of the step sizes that
+the papers start from, but a two-thousandth of the 2.0 that belongs to a mean loss in 20-way classification. So what is
+learned is a number that starts at what the paper's step sizes do, and the step size is a multiple of it: it then
+learns alike whatever the scale of the loss. The gradient is in those units, too: clipping its norm and plain gradient
+descent depend on them, Adam does not.
+"""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +17,20 @@ from headstart.algorithms.named import as_parameters, values_of
 from headstart.inner import SGD, StepwiseSGD
 from headstart.types import Params
 
-START = 0.01
-"""What a learned step size is stored as before training, whatever size it stands for.
-
-Adam moves every parameter by about its own step size per update. An inner step size of 2.0, the mean loss's in 20-way
-classification, would change by a two-thousandth of itself; that of the papers, 0.01 to 0.1, by a tenth to a hundredth.
-Stored in parts of what it starts from it changes by the same share for any loss: by a tenth for an Adam of 0.001.
-"""
-
 
 class _Learned(nn.Module):
-    """Step sizes by name, kept in parts of `lr / START`."""
+    """Step sizes by name, kept as multiples of `unit`."""
 
+    first: ClassVar[float]
+    """What is learned starts from this, and the step size from `lr`."""
     unit: Tensor
 
     def __init__(self, shapes: Mapping[str, Tensor], lr: float):
+        if not lr > 0:
+            raise ValueError(f"Learned step sizes start from lr, which must be positive, got {lr}.")
         super().__init__()
-        self.scaled = as_parameters({name: torch.full_like(like, START) for name, like in shapes.items()})
-        self.register_buffer("unit", next(iter(shapes.values())).new_tensor(lr / START))
+        self.scaled = as_parameters({name: torch.full_like(like, self.first) for name, like in shapes.items()})
+        self.register_buffer("unit", next(iter(shapes.values())).new_tensor(lr / self.first))
 
     def rates(self) -> Params:
         """The step sizes, by the names of the parameters that they are for."""
@@ -34,10 +38,10 @@ class _Learned(nn.Module):
 
 
 class Rates(_Learned):
-    """A step size for every element of `params`, all `lr` at first; called, it gives gradient descent with them."""
+    """A step size for every element of parameters, all `lr` at first; called, it gives gradient descent with them."""
 
-    def __init__(self, params: Params, lr: float):
-        super().__init__(params, lr)
+    first = 0.01
+    """Li et al. (2017) draw between 0.005 and 0.1."""
 
     def forward(self) -> SGD:
         """The inner optimiser."""
@@ -46,6 +50,9 @@ class Rates(_Learned):
 
 class StepRates(_Learned):
     """A step size for every tensor of `params` and each of `steps` steps; called, it gives descent with them."""
+
+    first = 0.1
+    """As in the Omniglot experiments of Antoniou et al. (2019)."""
 
     def __init__(self, params: Params, lr: float, steps: int):
         super().__init__({name: p.new_empty((steps,)) for name, p in params.items()}, lr)

@@ -4,6 +4,7 @@ config.json         the recipe and every setting
 environment.json    versions and machine
 metrics.jsonl       one JSON object a line, training and validation
 checkpoints/        last, best: parameters (.safetensors) and facts (.json); the state to resume from
+.lock               held by the process that trains
 evaluations/        one JSON file for each way the run was evaluated
 """
 

@@ -97,6 +97,8 @@ def choose(
         eager_ms = measure("eager", chunk, threads)
         worth = measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S
         mode = fast if worth and measure(fast, chunk, threads) < eager_ms else "eager"
+    if mode == "compiled" and threads is not None:  # what is fused may gain from threads where eager mode does not
+        threads = min((threads, None), key=lambda count: measure("compiled", chunk, count))
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
     return Choice(mode, chunk, precision, measure.records, threads)
