@@ -33,7 +33,7 @@ def test_a_run_is_a_run_like_any_other(smoke_run):
     files = {str(path.relative_to(smoke_run)) for path in smoke_run.rglob("*") if path.is_file()}
     names = {f"checkpoints/{name}" for name in ("best.safetensors", "best.json", "last.safetensors", "last.json")}
     names.add("checkpoints/last.resume.safetensors")
-    assert files == names | {"config.json", "environment.json", "metrics.jsonl"}
+    assert files == names | {"config.json", "environment.json", "metrics.jsonl", ".lock"}
 
 
 def test_the_untrained_policy_measured_by_the_papers_protocol(random_run, capsys):
