@@ -228,6 +228,20 @@ def test_compiled_it_takes_views(make):
         assert_close(traced(make()), make().sin() + 1)
 
 
+@COMPILER_WARNS
+def test_compiled_it_takes_views_of_what_the_compiler_lays_out_in_another_way():
+    """FiLM made from a context, in bfloat16: PyTorch's rules foresee other strides than its kernels give."""
+
+    def modulated(images: Tensor, weight: Tensor, gamma: Tensor) -> Tensor:
+        channels_last = (images @ weight).permute(0, 1, 4, 2, 3).bfloat16()
+        gamma = gamma.chunk(2, -1)[0][:, None, :, None, None].bfloat16()
+        out = gamma.expand_as(channels_last) * channels_last
+        return out.permute(0, 1, 3, 4, 2).reshape(4, -1, 8)
+
+    args = torch.rand(4, 5, 4, 4, 8), torch.rand(8, 8), torch.rand(4, 16)
+    assert_close(Traced(modulated)(*args), modulated(*args), rtol=0.02, atol=0.02)
+
+
 def test_names_of_random_operations():
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: x + torch.rand_like(x))(W)
     assert tracing.random_operations(graph) == ["aten.rand_like.default"]

@@ -108,6 +108,9 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
 
     try:
         graph = make_fx(fn)(*examples)
+        # PyTorch's compiler may choose another layout than the recorded one, of which a view then cannot be taken.
+        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+            node.target = torch.ops.aten.reshape.default
         graph.graph.eliminate_dead_code()
         graph.recompile()
         _check_closed(graph)
