@@ -25,6 +25,7 @@ from torch.testing import assert_close
 from headstart import MAML, SGD, Adam, Batch, Momentum, Task
 from headstart.models import Conv4
 from headstart.training.engine import Engine
+from headstart.training.gradient import GradientUpdater
 from headstart.vectorize import stack
 
 TASKS, WAYS = 3, 3
@@ -131,6 +132,32 @@ class TestRecordedIsEager:
         other(tasks).backward()
         assert error(gradient_of(learner), gradient_of(other)) < 1e-12
         assert not recorded
+
+    def test_updates_whatever_the_layout_in_which_a_graph_gives_gradients(self, monkeypatch):
+        """Fused Adam reads a gradient as it lies in memory, which a compiler may choose."""
+        plain = Engine._of_chunk
+
+        def transposed(*args):
+            losses, seen, grads = plain(*args)
+            channels_last = {
+                n: g.to(memory_format=torch.channels_last) if g.dim() == 4 else g for n, g in grads.items()
+            }
+            assert any(g.stride() != grads[n].stride() for n, g in channels_last.items())
+            return losses, seen, channels_last
+
+        monkeypatch.setattr(Engine, "_of_chunk", transposed)
+        learner = MAML(convolutional(), F.cross_entropy)
+        other = copy.deepcopy(learner)
+        updaters = [
+            GradientUpdater(one, Engine(one, mode=mode, chunk_size=2))
+            for one, mode in ((learner, "compiled"), (other, "eager"))
+        ]
+        for updater in updaters:
+            for _ in range(2):
+                updater.update(images_of())
+        assert updaters[0].engine.mode == "compiled"
+        for p, q in zip(learner.parameters(), other.parameters(), strict=True):
+            assert_close(p, q, rtol=1e-8, atol=1e-8)
 
     def test_parameters_are_left_alone(self):
         learner = MAML(normed(), F.mse_loss, steps=2)

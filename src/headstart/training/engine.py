@@ -179,7 +179,8 @@ class Engine:
             results.append((losses, seen))
         for name, p in self.learner.named_parameters():
             if name in total:
-                grad = total[name] / count_tasks(tasks)
+                # In the parameter's own layout: fused Adam pairs the two as they lie in memory, whatever their strides.
+                grad = torch.div(total[name], count_tasks(tasks), out=torch.empty_like(p, requires_grad=False))
                 p.grad = grad if p.grad is None else p.grad + grad
         return joined(results)
 
