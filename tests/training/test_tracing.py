@@ -242,6 +242,19 @@ def test_compiled_it_takes_views_of_what_the_compiler_lays_out_in_another_way():
     assert_close(Traced(modulated)(*args), modulated(*args), rtol=0.02, atol=0.02)
 
 
+def test_views_stay_views_where_what_they_show_is_written_to():
+    def through_a_view(x: Tensor) -> Tensor:
+        y = x + 1
+        y.view(-1)[0] = 7.0
+        return y.view(3, 2)
+
+    for fn, target in ((through_a_view, "aten.view.default"), (lambda x: (x + 1).view(3, 2), "aten.reshape.default")):
+        graph = torch.fx.experimental.proxy_tensor.make_fx(fn)(X)
+        tracing._free_layouts(graph)
+        shown = {str(node.target) for node in graph.graph.nodes}
+        assert {name for name in shown if name in ("aten.view.default", "aten.reshape.default")} == {target}
+
+
 def test_names_of_random_operations():
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: x + torch.rand_like(x))(W)
     assert tracing.random_operations(graph) == ["aten.rand_like.default"]

@@ -161,6 +161,13 @@ class TestChoice:
         choice = choose_for(iterations=LONG * 10, mode=mode)
         assert (choice.mode, choice.threads) == ("compiled", threads)
 
+    def test_compiled_is_weighed_on_its_own_best_number_of_threads(self, clock, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        times = clock(lambda mode, size: SLOW if mode == "eager" else SLOW / 2)
+        times.factors = {("eager", 1): 0.9, ("compiled", 1): 3.0}
+        choice = choose_for(iterations=LONG * 10)
+        assert (choice.mode, choice.threads) == ("compiled", None)
+
     def test_one_task_has_one_candidate(self, clock):
         clock(lambda mode, size: FAST)
         choice = choose(learner_of(), tasks_of(1), iterations=WORTH_MEASURING)

@@ -2,9 +2,9 @@
 
 Adam moves every parameter by about its own step size per update, 0.001: a tenth to a hundredth of the step sizes that
 the papers start from, but a two-thousandth of the 2.0 that belongs to a mean loss in 20-way classification. So what is
-learned is a number that starts at what the paper's step sizes do, and the step size is a multiple of it: it then
-learns alike whatever the scale of the loss. The gradient is in those units, too: clipping its norm and plain gradient
-descent depend on them, Adam does not.
+learned is a number that starts about where the paper's step sizes do, and the step size is a multiple of it: it then
+learns alike whatever the scale of the loss (the lab log has the trials). The gradient is in those units, too: clipping
+its norm and plain gradient descent depend on them, Adam does not.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class _Learned(nn.Module):
     """Step sizes by name, kept as multiples of `unit`."""
 
     first: ClassVar[float]
-    """What is learned starts from this, and the step size from `lr`."""
+    """Where the learned numbers start; the step sizes, which are these times `unit`, start at `lr`."""
     unit: Tensor
 
     def __init__(self, shapes: Mapping[str, Tensor], lr: float):

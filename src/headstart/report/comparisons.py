@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from headstart.comparison import ALONE, COLLAPSED, FILE, PUBLISHED
 from headstart.report import words
@@ -52,12 +52,13 @@ class View(NamedTuple):
 
     name: str
     protocol: str
-    step: int | None = None
-    """After how many inner steps; None for as many as the learner's recipe evaluates with."""
+    step: int | Literal["evaluated", "trained"] = "evaluated"
+    """After how many inner steps: as many as the learner's recipe evaluates with, or trains with."""
 
     def of(self, entry: Entry) -> StepResult | None:
         """That number of one learner, if it was measured."""
-        return entry.at(self.protocol, entry.eval_steps if self.step is None else self.step)
+        named = {"evaluated": entry.eval_steps, "trained": entry.steps}
+        return entry.at(self.protocol, named[self.step] if isinstance(self.step, str) else self.step)
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,21 @@ class Compared:
     def views(self) -> tuple[View, ...]:
         """The columns of numbers, the one that ranks first."""
         if self.metric == "accuracy":
-            found = (
+            found = [
                 View("accuracy, queries together", PUBLISHED),
                 View("one query at a time", ALONE),
                 View("so with batch norm's own", COLLAPSED),
-            )
-            return tuple(view for view in found if any(view.of(entry) for entry in self.learners)) or found[:1]
+            ]
+            if any(entry.steps != entry.eval_steps for entry in self.learners):
+                found.append(View("after its training steps", PUBLISHED, "trained"))
+            return tuple(view for view in found if any(view.of(entry) for entry in self.learners)) or (found[0],)
         last = min(entry.eval_steps for entry in self.learners)  # the same number of steps for all
         views = View(f"error {words.steps(last)}", PUBLISHED, last), View(words.steps(1), PUBLISHED, 1)
         return views[: 1 if last == 1 else 2]
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Best first; of errors the median decides, which a few divergent tasks do not own."""
+        """Best first; of errors the median decides, which a few tasks near divergence do not own."""
 
         def rank(entry: Entry) -> tuple[bool, float]:
             result = self.views[0].of(entry)
@@ -192,7 +195,7 @@ def explanation(compared: Compared) -> str:
             "batch norm's own, that one query is all it sees. "
         )
     else:
-        told += "Ranked by the median, which a few tasks that diverge do not own. "
+        told += "Ranked by the median. Mean and median are of the tasks that did not diverge. "
     return told + (
         "Steps: inner steps in training, in evaluation. Time and memory (the peak beyond what was held before) are of "
         "eager meta-updates on the whole meta-batch at once."
@@ -206,6 +209,7 @@ def markdown(compared: Compared) -> str:
     lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in shown.rows]
     machine = words.machine(compared.environment)
     lines += ["", f"{headline(compared)}. {machine}, device {compared.device}. Made by `{command(compared)}`."]
+    lines += ["", explanation(compared)]
     return "\n".join(lines) + "\n"
 
 
@@ -245,6 +249,8 @@ def _number(compared: Compared, result: StepResult | None) -> str:
     told = words.value(compared.metric, result.mean, result.ci95)
     if compared.metric == "mse" and result.median is not None:
         told += f", median {words.value('mse', result.median)}"
+    if result.diverged and result.mean is not None:
+        told += f", {result.diverged} diverged"
     return told
 
 

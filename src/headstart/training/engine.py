@@ -180,7 +180,7 @@ class Engine:
         for name, p in self.learner.named_parameters():
             if name in total:
                 # In the parameter's own layout: fused Adam pairs the two as they lie in memory, whatever their strides.
-                grad = torch.div(total[name], count_tasks(tasks), out=torch.empty_like(p, requires_grad=False))
+                grad = torch.div(total[name], count_tasks(tasks), out=torch.empty_like(p))
                 p.grad = grad if p.grad is None else p.grad + grad
         return joined(results)
 

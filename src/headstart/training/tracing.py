@@ -108,9 +108,7 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
 
     try:
         graph = make_fx(fn)(*examples)
-        # PyTorch's compiler may choose another layout than the recorded one, of which a view then cannot be taken.
-        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-            node.target = torch.ops.aten.reshape.default
+        _free_layouts(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         _check_closed(graph)
@@ -122,6 +120,19 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
         raise
     except Exception as error:  # the compiler raises whatever its parts raise
         raise CannotCompileError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _free_layouts(graph: GraphModule) -> None:
+    """Views become reshapes: the compiler may choose a layout of which the recorded view cannot be taken.
+
+    Not where something made in the graph is written to: it might be seen through a view, and not through a copy.
+    """
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and node.args[0].op != "placeholder":
+            return
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:

@@ -76,7 +76,8 @@ def choose(
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
             mode, in which every candidate is ready at once. What is compiled takes over that number. In runs of
             less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
-            `"auto"` a CPU's threads are halved, too, as long as that is no slower: small products are faster on one.
+            `"auto"` a CPU's threads are halved, too, as long as that is no slower in eager mode: small products are
+            faster on one. What is compiled is then measured on both numbers, and compiled for each.
         precision: See `Engine`.
         iterations: Length of the run.
     """
@@ -92,13 +93,17 @@ def choose(
     else:
         chunk = open_chunks[0]
     threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
+    # What is fused may gain from threads where eager mode does not.
+    counts = [None] if threads is None else [threads, None]
     if mode == "auto":
         fast: Mode = "graphed" if measure.on_gpu else "compiled"
-        eager_ms = measure("eager", chunk, threads)
-        worth = measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S
-        mode = fast if worth and measure(fast, chunk, threads) < eager_ms else "eager"
-    if mode == "compiled" and threads is not None:  # what is fused may gain from threads where eager mode does not
-        threads = min((threads, None), key=lambda count: measure("compiled", chunk, count))
+        eager_ms, mode = measure("eager", chunk, threads), "eager"
+        if measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S:
+            best = min(counts, key=lambda count: measure(fast, chunk, count))
+            if measure(fast, chunk, best) < eager_ms:
+                mode, threads = fast, best
+    elif mode == "compiled" and len(counts) > 1:
+        threads = min(counts, key=lambda count: measure("compiled", chunk, count))
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
     return Choice(mode, chunk, precision, measure.records, threads)
