@@ -240,7 +240,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
     arguments = ["train", "sinusoid-5shot", "--out", str(run.path), "--resume", *SMALL]
     with run.alone():
         assert main(arguments) == 1
-        assert "Another process is training in" in capsys.readouterr().err
+        assert "Another process is working in" in capsys.readouterr().err
         assert not run.exists
     assert main(arguments) == 0
 

@@ -76,6 +76,14 @@ def test_what_is_finished_is_not_done_again(sines, capsys, monkeypatch):
     assert "meta-sgd" in capsys.readouterr().out
 
 
+def test_two_processes_do_not_compare_in_one_folder(tmp_path, capsys):
+    run = Run(tmp_path / "c")
+    with run.alone():
+        assert main(["compare", "sinusoid-5shot", "--learners", "maml", *SMALL, "--out", str(run.path)]) == 1
+    assert "Another process is working in" in capsys.readouterr().err
+    assert [path.name for path in run.path.iterdir()] == [".lock"]  # nothing was begun
+
+
 def test_one_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys):
     """The step size, which only one of them has a use for, ruins it; the other is not told of it."""
     arguments = ["glyphs-5way-1shot", "--learners", "maml", "protonet", "--inner-lr", "1e38", *GLYPHS, *SMALL]

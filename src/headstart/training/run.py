@@ -48,7 +48,7 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; the lock goes with the process, however it ends.
+        """Keep other processes from working in this folder; the lock goes with the process, however it ends.
 
         Raises:
             FileError: Another process is at it.
@@ -59,7 +59,7 @@ class Run:
             lock.acquire()
         except Timeout as error:
             raise FileError(
-                f"Another process is training in {self.path}: wait for it, stop it, or choose another --out."
+                f"Another process is working in {self.path}: wait for it, stop it, or choose another --out."
             ) from error
         except OSError as error:
             raise FileError(f"Cannot write {self.path / '.lock'}: {error.strerror}.") from error
