@@ -129,7 +129,7 @@ def _free_layouts(graph: GraphModule) -> None:
     """
     for node in graph.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable and node.args[0].op != "placeholder":
+        if schema is not None and schema.is_mutable and getattr(node.args[0], "op", None) != "placeholder":
             return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
