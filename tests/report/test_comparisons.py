@@ -127,6 +127,21 @@ def test_errors_are_ranked_by_the_median(sines):
     ]
 
 
+def test_tasks_that_diverged_are_counted_where_the_rest_has_a_mean(tmp_path):
+    results = measured(4.0, 0.6, ci95=0.05, median=0.3)
+    results["per_step"][1]["diverged"] = 157
+    compared = comparisons.read(
+        write(
+            tmp_path / "c",
+            "sinusoid-10shot",
+            "mse",
+            [entry("meta-sgd", {"published": results}, eval_steps=1, select_step=1)],
+            curves=False,
+        )
+    )
+    assert comparisons.table(compared).rows[0][1] == "0.600 ± 0.050, median 0.300, 157 diverged"
+
+
 def test_the_terminal_shows_the_same_numbers(characters):
     text = comparison_text(json.loads((characters / "comparison.json").read_text()))
     lines = text.splitlines()
