@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 _log = logging.getLogger(__name__)
@@ -125,14 +125,33 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
 def _free_layouts(graph: GraphModule) -> None:
     """Views become reshapes: the compiler may choose a layout of which the recorded view cannot be taken.
 
-    Not where something made in the graph is written to: it might be seen through a view, and not through a copy.
+    Not where something made in the graph is written to and seen under a second name: through a copy it would not be.
     """
     for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable and getattr(node.args[0], "op", None) != "placeholder":
+        made = [value for value in _written(node) if getattr(value, "op", None) != "placeholder"]
+        if any(not isinstance(value, Node) or _seen_twice(value) for value in made) or (made and _seen_twice(node)):
             return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
+
+
+def _written(node: Node) -> list[Any]:
+    """What an operation writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = {**dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)), **node.kwargs}
+    return [given[a.name] for a in schema.arguments if a.alias_info and a.alias_info.is_write and a.name in given]
+
+
+def _seen_twice(node: Node) -> bool:
+    """Whether a value is another one's memory, or another one is its memory."""
+    return any(_is_view(other) for other in (node, *node.users))
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and any(value.alias_info for value in schema.returns)
 
 
 def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
