@@ -17,7 +17,7 @@ def test_equals_a_hand_written_loop(how):
     """theta - alpha o grad L, an alpha for every element, some of them negative."""
     learner = MetaSGD(network(), F.mse_loss, lr=0.1, steps=2, vectorize=how)
     torch.manual_seed(1)
-    scaled = {name: learner.inner.scaled[name.replace(".", "/")] for name, _ in learner.model.named_parameters()}
+    scaled = {name: learner.inner.multiples[name.replace(".", "/")] for name, _ in learner.model.named_parameters()}
     for rate in scaled.values():
         rate.data += 0.02 * torch.randn_like(rate)
     assert any((rate < 0).any() for rate in scaled.values())
@@ -48,9 +48,9 @@ def test_a_sum_learns_its_rates_as_a_mean_does(kind):
 
 def test_rates_are_what_was_learned_times_their_unit():
     inner = MetaSGD(network(), F.mse_loss, lr=2.0).inner
-    assert_close(inner.rates()["0.bias"], torch.full_like(inner.scaled["0/bias"], 2.0))
-    inner.scaled["0/bias"].data *= 1.1  # a tenth, as Adam's first step of 0.001
-    assert_close(inner.rates()["0.bias"], torch.full_like(inner.scaled["0/bias"], 2.2))
+    assert_close(inner.rates()["0.bias"], torch.full_like(inner.multiples["0/bias"], 2.0))
+    inner.multiples["0/bias"].data *= 1.1  # a tenth, as Adam's first step of 0.001
+    assert_close(inner.rates()["0.bias"], torch.full_like(inner.multiples["0/bias"], 2.2))
 
 
 @pytest.mark.parametrize("kind", [MetaSGD, MAMLPlusPlus])

@@ -95,7 +95,7 @@ def made(name: str, model: str = "batch norm", seed: int = 0, **settings: Any) -
     with torch.no_grad():
         for parameter_name, parameter in learner.named_parameters():
             # Learned step sizes are multiples of a unit: they vary by a share, lest the steps become huge.
-            size = 0.6 * parameter.abs() if parameter_name.startswith("inner.scaled.") else 0.2
+            size = 0.6 * parameter.abs() if parameter_name.startswith("inner.multiples.") else 0.2
             parameter.add_(size * torch.randn_like(parameter))
         for buffer_name, buffer in learner.named_buffers():
             if buffer_name.endswith(("running_mean", "running_var")):

@@ -22,7 +22,7 @@ class MetaSGD(MAML):
 
     >>> learner = MetaSGD(nn.Linear(1, 1), nn.functional.mse_loss, lr=0.1)
     >>> [name for name, _ in learner.named_parameters()]
-    ['model.weight', 'model.bias', 'inner.scaled.weight', 'inner.scaled.bias']
+    ['model.weight', 'model.bias', 'inner.multiples.weight', 'inner.multiples.bias']
 
     Args:
         model: Any module.

@@ -21,7 +21,7 @@ from headstart.types import Params
 class _Learned(nn.Module):
     """Step sizes by name, kept as multiples of `unit`."""
 
-    first: ClassVar[float]
+    start: ClassVar[float]
     """Where the learned numbers start; the step sizes, which are these times `unit`, start at `lr`."""
     unit: Tensor
 
@@ -29,18 +29,18 @@ class _Learned(nn.Module):
         if not lr > 0:
             raise ValueError(f"Learned step sizes start from lr, which must be positive, got {lr}.")
         super().__init__()
-        self.scaled = as_parameters({name: torch.full_like(like, self.first) for name, like in shapes.items()})
-        self.register_buffer("unit", next(iter(shapes.values())).new_tensor(lr / self.first))
+        self.multiples = as_parameters({name: torch.full_like(like, self.start) for name, like in shapes.items()})
+        self.register_buffer("unit", next(iter(shapes.values())).new_tensor(lr / self.start))
 
     def rates(self) -> Params:
         """The step sizes, by the names of the parameters that they are for."""
-        return {name: self.unit * rate for name, rate in values_of(self.scaled).items()}
+        return {name: self.unit * rate for name, rate in values_of(self.multiples).items()}
 
 
 class Rates(_Learned):
     """A step size for every element of parameters, all `lr` at first; called, it gives gradient descent with them."""
 
-    first = 0.01
+    start = 0.01
     """Li et al. (2017) draw between 0.005 and 0.1."""
 
     def forward(self) -> SGD:
@@ -51,7 +51,7 @@ class Rates(_Learned):
 class StepRates(_Learned):
     """A step size for every tensor of `params` and each of `steps` steps; called, it gives descent with them."""
 
-    first = 0.1
+    start = 0.1
     """As in the Omniglot experiments of Antoniou et al. (2019)."""
 
     def __init__(self, params: Params, lr: float, steps: int):
