@@ -178,8 +178,10 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
 
 
-_OPTIONS = {"fallback_random": True, "size_asserts": False}
-"""Random numbers as in eager mode; sizes unchecked, as a graph is only called with those it was compiled for."""
+_OPTIONS = {"fallback_random": True, "size_asserts": False, "cpp.vec_isa_ok": True}
+"""Random numbers as in eager mode. Sizes unchecked, as a graph is only called with those it was compiled for. What the
+processor says it can do is believed: to try it out with a program for each set of instructions took as long as a small
+graph, and every compiler that takes the C++20 of PyTorch's headers knows these sets."""
 
 _DAMAGED_FILES = 10
 """Compiled files found damaged in the cache, one after the other, before giving up."""
