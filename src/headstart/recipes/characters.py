@@ -19,7 +19,7 @@ from headstart.inputs.images import ImageInputs
 from headstart.models import MLP, Conv4
 from headstart.models.adapters import add_context
 from headstart.models.norm import Normalizer
-from headstart.recipes.learners import LearnerName
+from headstart.recipes.learners import IMAML_ON_IMAGES, LearnerName
 from headstart.recipes.recipe import Experiment, Part, Published
 from headstart.recipes.supervised import SupervisedRecipe
 from headstart.tasks import ClassStore, Episodes, glyphs, omniglot
@@ -59,7 +59,7 @@ class CharacterRecipe(SupervisedRecipe):
 
     def usual(self, learner: LearnerName) -> dict[str, Any]:
         """As MAML, but for these; evaluation takes no fewer steps than training."""
-        steps = {"maml++": max(self.steps, 3), "reptile": 5, "imaml": 8}.get(learner)
+        steps = {"maml++": max(self.steps, 3), "reptile": 5}.get(learner)
         found: dict[str, Any] = {}
         if steps is not None:
             evaluated = max(steps, self.eval_steps)
@@ -71,7 +71,7 @@ class CharacterRecipe(SupervisedRecipe):
             "maml++": {"schedule": "cosine"},
             "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
             "reptile": {"adapt_only": ("*",)},  # what does not adapt would never be learned
-            "imaml": {"inner_lr": 0.2},  # with the pull of 2.0 as the paper's 16 steps of 0.1
+            "imaml": dict(IMAML_ON_IMAGES),
             # The first step moves the head alone, one that moves the body is not what one-step training prepares for.
             "shared-head": {"eval_steps": self.steps, "select_step": self.steps},
             "zero-head": {"eval_steps": self.steps, "select_step": self.steps},

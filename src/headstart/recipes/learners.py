@@ -1,6 +1,6 @@
 """The learners by their names: which class each is, and which of a recipe's settings it looks at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
@@ -105,6 +105,17 @@ _REGISTER: dict[LearnerName, Entry] = {
 
 ANY_WAYS: tuple[LearnerName, ...] = ("shared-head", "zero-head", "protonet", "proto-maml")
 """Learners that make the head for each task: their models are evaluated on any number of classes."""
+
+IMAML_ON_IMAGES: Mapping[str, Any] = {
+    "steps": 16,
+    "eval_steps": 16,
+    "select_step": 16,
+    "inner_lr": 0.05,
+    "solver_steps": 2,
+}
+"""iMAML on convolutions with batch norm: the paper's 16 steps, of half its size. Larger ones swing about the minimum;
+there H + lambda I need not be positive, and with more products a few tasks make all of the meta-gradient
+(`docs/lab-log.md`)."""
 
 OWN_SETTINGS = tuple(dict.fromkeys(name for entry in _REGISTER.values() for name in entry.reads))
 

@@ -20,7 +20,7 @@ from headstart.models import Conv4
 from headstart.models.adapters import add_context
 from headstart.models.norm import Normalizer
 from headstart.models.resnet12 import ResNet12
-from headstart.recipes.learners import LearnerName
+from headstart.recipes.learners import IMAML_ON_IMAGES, LearnerName
 from headstart.recipes.own_model import imported, load_weights, look_here
 from headstart.recipes.recipe import Experiment, Part, Recipe
 from headstart.recipes.supervised import SupervisedRecipe
@@ -101,6 +101,7 @@ class ImageRecipe(SupervisedRecipe):
         special: dict[LearnerName, dict[str, Any]] = {
             "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
             "maml++": {"schedule": "cosine"},
+            "imaml": dict(IMAML_ON_IMAGES),
             "film": {} if self.own_network else {"adapter_layers": (*_NORMS[self.backbone], "head")},
         }
         return found | special.get(learner, {})
