@@ -111,6 +111,7 @@ IMAML_ON_IMAGES: Mapping[str, Any] = {
     "eval_steps": 16,
     "select_step": 16,
     "inner_lr": 0.05,
+    "strength": 0.5,
     "solver_steps": 2,
 }
 """iMAML on convolutions with batch norm: the paper's 16 steps, of half its size. Larger ones swing about the minimum;
