@@ -26,7 +26,7 @@ def by_hand(learner: MAMLPlusPlus, tasks: Task, weights: list[float], first_orde
     """The weighted query losses after each step, with rates and norms of that step."""
     model, losses = learner.model, []
     scale, shift = (learner.norms[f"0/1/{name}"] for name in ("weight", "bias"))
-    rates = {name: LR / 0.1 * scaled for name, scaled in learner.inner.multiples.items()}
+    rates = {name: LR / 0.1 * multiple for name, multiple in learner.inner.multiples.items()}
     for support, query in unstack(tasks):
         params = {n: p for n, p in model.named_parameters() if not n.startswith("0.1.")}
         for step in range(STEPS):

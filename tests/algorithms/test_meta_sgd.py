@@ -17,13 +17,13 @@ def test_equals_a_hand_written_loop(how):
     """theta - alpha o grad L, an alpha for every element, some of them negative."""
     learner = MetaSGD(network(), F.mse_loss, lr=0.1, steps=2, vectorize=how)
     torch.manual_seed(1)
-    scaled = {name: learner.inner.multiples[name.replace(".", "/")] for name, _ in learner.model.named_parameters()}
-    for rate in scaled.values():
+    multiples = {name: learner.inner.multiples[name.replace(".", "/")] for name, _ in learner.model.named_parameters()}
+    for rate in multiples.values():
         rate.data += 0.02 * torch.randn_like(rate)
-    assert any((rate < 0).any() for rate in scaled.values())
+    assert any((rate < 0).any() for rate in multiples.values())
 
     def update(params: dict[str, Tensor], grads: dict[str, Tensor], state: dict) -> dict[str, Tensor]:
-        return {name: p - 10 * scaled[name] * grads[name] for name, p in params.items()}
+        return {name: p - 10 * multiples[name] * grads[name] for name, p in params.items()}
 
     loss, by_hand = learner(tasks_of()), meta_loss(learner.model, F.mse_loss, tasks_of(), update, 2)
     assert_close(loss, by_hand)

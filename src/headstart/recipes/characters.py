@@ -65,18 +65,18 @@ class CharacterRecipe(SupervisedRecipe):
             evaluated = max(steps, self.eval_steps)
             found = {"steps": steps, "eval_steps": evaluated, "select_step": evaluated}
         norms = tuple(f"body.{i}" for i in MLP_NORMS) if self.network == "mlp" else ("body.*.1",)
-        special: dict[LearnerName, dict[str, Any]] = {
+        special: dict[LearnerName, Mapping[str, Any]] = {
             "cavia": {"context_size": 100, "inner_lr": 1.0},  # Zintgraf et al. 2019, section 4.3
             "film": {"adapter_layers": (*norms, "head")},  # after the norms, which would undo it
             "maml++": {"schedule": "cosine"},
             "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
             "reptile": {"adapt_only": ("*",)},  # what does not adapt would never be learned
-            "imaml": dict(IMAML_ON_IMAGES),
+            "imaml": IMAML_ON_IMAGES,
             # The first step moves the head alone, one that moves the body is not what one-step training prepares for.
             "shared-head": {"eval_steps": self.steps, "select_step": self.steps},
             "zero-head": {"eval_steps": self.steps, "select_step": self.steps},
         }
-        return found | special.get(learner, {})
+        return {**found, **special.get(learner, {})}
 
     def model(self) -> nn.Module:
         """The network by its name; for CAVIA with a context that scales and shifts the third layer's channels."""

@@ -98,13 +98,13 @@ class ImageRecipe(SupervisedRecipe):
     def usual(self, learner: LearnerName) -> dict[str, Any]:
         """As Proto-MAML, but for these."""
         found: dict[str, Any] = {"inner_lr": 0.1}
-        special: dict[LearnerName, dict[str, Any]] = {
+        special: dict[LearnerName, Mapping[str, Any]] = {
             "protonet": {"steps": 0, "eval_steps": 0, "select_step": 0},
             "maml++": {"schedule": "cosine"},
-            "imaml": dict(IMAML_ON_IMAGES),
+            "imaml": IMAML_ON_IMAGES,
             "film": {} if self.own_network else {"adapter_layers": (*_NORMS[self.backbone], "head")},
         }
-        return found | special.get(learner, {})
+        return {**found, **special.get(learner, {})}
 
     def fitted(self, data: Path | None) -> Self:
         """This recipe with the names of the classes of each part.

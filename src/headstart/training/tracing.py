@@ -10,6 +10,7 @@ Compiled code is kept on disk by PyTorch, under `TORCHINDUCTOR_CACHE_DIR`, and f
 """
 
 import logging
+import operator
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -125,12 +126,12 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
 def _free_layouts(graph: GraphModule) -> None:
     """Views become reshapes: the compiler may choose a layout of which the recorded view cannot be taken.
 
-    Not where something made in the graph is written to and seen under a second name: through a copy it would not be.
+    Not where something made in the graph is written to while it shares memory: a copy would not show the write.
     """
     for node in graph.graph.nodes:
-        made = [value for value in _written(node) if getattr(value, "op", None) != "placeholder"]
-        if any(not isinstance(value, Node) or _seen_twice(value) for value in made) or (made and _seen_twice(node)):
-            return
+        for value in _written(node):
+            if not isinstance(value, Node) or (value.op != "placeholder" and _shares_memory(value)):
+                return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
 
@@ -144,12 +145,14 @@ def _written(node: Node) -> list[Any]:
     return [given[a.name] for a in schema.arguments if a.alias_info and a.alias_info.is_write and a.name in given]
 
 
-def _seen_twice(node: Node) -> bool:
-    """Whether a value is another one's memory, or another one is its memory."""
-    return any(_is_view(other) for other in (node, *node.users))
+def _shares_memory(value: Node) -> bool:
+    """Whether it is a view, or a view was taken of it. What follows an in-place operation is recorded as its result."""
+    return any(_is_view(other) for other in (value, *value.users))
 
 
 def _is_view(node: Node) -> bool:
+    if node.target is operator.getitem:  # of the parts that a tensor was split into
+        return _is_view(node.args[0])  # pyright: ignore[reportArgumentType]
     schema = getattr(node.target, "_schema", None)
     return schema is not None and not schema.is_mutable and any(value.alias_info for value in schema.returns)
 
@@ -157,17 +160,19 @@ def _is_view(node: Node) -> bool:
 def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     from torch._guards import TracingContext, tracing
     from torch._inductor import compile as compile_graph
+    from torch._inductor import config
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     inputs: list[Any] = list(examples)
+    options = _OPTIONS | (_NO_PROBE if config.cpp.vec_isa_ok is None else {})  # TORCHINDUCTOR_VEC_ISA_OK decides
     for _ in range(_DAMAGED_FILES):
         try:
             # Without an environment of shapes PyTorch keeps the graph's pieces on disk, but not the graph.
             shapes = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
             with torch.no_grad(), tracing(shapes), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch's own parts
-                run: Any = compile_graph(graph, inputs, _OPTIONS)
+                run: Any = compile_graph(graph, inputs, options)
             return run
         except Exception as error:
             damaged = _damaged_library(error)
@@ -178,10 +183,12 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
 
 
-_OPTIONS = {"fallback_random": True, "size_asserts": False, "cpp.vec_isa_ok": True}
-"""Random numbers as in eager mode. Sizes unchecked, as a graph is only called with those it was compiled for. What the
-processor says it can do is believed: to try it out with a program for each set of instructions took as long as a small
-graph, and every compiler that takes the C++20 of PyTorch's headers knows these sets."""
+_OPTIONS = {"fallback_random": True, "size_asserts": False}
+"""Random numbers as in eager mode; sizes unchecked, as a graph is only called with those it was compiled for."""
+
+_NO_PROBE = {"cpp.vec_isa_ok": True}
+"""Does without the programs by which PyTorch tries AVX2 and AVX-512 with all its headers, once for each wider set: a
+quarter of the time of a small graph. Newer sets are still tried, by shorter programs."""
 
 _DAMAGED_FILES = 10
 """Compiled files found damaged in the cache, one after the other, before giving up."""
