@@ -242,6 +242,17 @@ def test_compiled_it_takes_views_of_what_the_compiler_lays_out_in_another_way():
     assert_close(Traced(modulated)(*args), modulated(*args), rtol=0.02, atol=0.02)
 
 
+@COMPILER_WARNS
+def test_compiled_it_rounds_to_bfloat16_where_eager_mode_does():
+    """Each operation rounds: fused without it, what was lost next to 256 would still be there."""
+    x = torch.linspace(-3, 3, 100).bfloat16()
+
+    def lossy(x: Tensor) -> Tensor:
+        return (x * 1.1 + 256) - 256
+
+    assert_close(Traced(lossy)(x), lossy(x), rtol=0, atol=0)
+
+
 def _written_through_a_view(x: Tensor) -> Tensor:
     y = x + 1
     y.view(-1)[0] = 7.0
