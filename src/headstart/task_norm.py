@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from headstart.exact import affine, batch_moments, moments, pooled, widened
+from headstart.exact import affine, batch_moments, pooled, widened
+from headstart.standardize import moments, normalized
 
 Own = Literal["instance", "layer"]
 """Of what an example's own moments are taken: `"instance"` of each channel, `"layer"` of all channels together."""
@@ -71,8 +72,7 @@ class TaskNorm(_BatchNorm):
         context = widened(mean).reshape(shape), widened(variance).reshape(shape)
         own = moments(wide, list(range(2 if self.own == "instance" else 1, input.dim())))
         mean, variance = pooled(share, context, own)
-        normalized = (wide - mean) * (variance + self.eps).rsqrt()
-        return affine(normalized, self.weight, self.bias, shape).to(input.dtype)
+        return affine(normalized(wide, mean, variance, self.eps), self.weight, self.bias, shape).to(input.dtype)
 
     def extra_repr(self) -> str:
         """What `print` shows in the brackets."""

@@ -72,7 +72,7 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
 
 def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_size: int | None):
     count = count_tasks(tasks)
-    if how == "loop":
+    if how == "loop" or count == 1 or chunk_size == 1:  # one task alone is faster without: plain convolutions
         return _loop(fn, tasks, count), how
     # Dropout draws its own mask for every task. A failed attempt must not move the random state: a
     # resumed run would then differ from an uninterrupted one.

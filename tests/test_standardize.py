@@ -1,0 +1,83 @@
+"""Norms' parts against the formulas that PyTorch differentiates by itself, and against finite differences."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.testing import assert_close
+
+from headstart.standardize import Moments, Scaled, moments, normalized, standardized
+
+# PyTorch's own forward-mode rules are scripted, which it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+CASES = {
+    "batch of images": ((3, 2, 2, 3), [0, 2, 3]),
+    "each image's channels": ((2, 3, 2, 2), [2, 3]),
+    "features": ((4, 3), [1]),
+    "one example": ((1, 2, 3), [0, 2]),
+}
+
+
+def values(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_hand(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    mean = x.mean(dims, keepdim=True)
+    return (x - mean) / (((x - mean) ** 2).mean(dims, keepdim=True) + eps) ** 0.5
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestDerivatives:
+    def test_of_moments(self, case):
+        shape, dims = CASES[case]
+        x = values(shape).requires_grad_()
+        assert gradcheck(lambda x: Moments.apply(x, tuple(dims)), (x,), check_forward_ad=True)
+        assert gradgradcheck(lambda x: Moments.apply(x, tuple(dims)), (x,))
+
+    def test_of_scaling(self, case):
+        shape, dims = CASES[case]
+        small = [1 if i in dims else size for i, size in enumerate(shape)]
+        inputs = values(shape), values(small, 1), 0.5 + values(small, 2).abs()
+        inputs = tuple(each.requires_grad_() for each in inputs)
+        assert gradcheck(Scaled.apply, inputs, check_forward_ad=True)
+        assert gradgradcheck(Scaled.apply, inputs)
+
+    def test_up_to_the_third_and_under_vmap(self, case):
+        shape, dims = CASES[case]
+        x, weights = values((2, *shape)), [values(shape, seed) for seed in (3, 4, 5)]
+
+        def derivatives(function):
+            def scalar(x: Tensor) -> Tensor:
+                return (function(x, dims, 0.1) ** 2 * weights[0]).sum()
+
+            def second(x: Tensor) -> Tensor:
+                return (torch.func.grad(scalar)(x) * weights[1]).sum()
+
+            def third(x: Tensor) -> Tensor:
+                return (torch.func.grad(second)(x) * weights[2]).sum()
+
+            def forward_over_reverse(x: Tensor) -> Tensor:
+                return torch.func.jvp(torch.func.grad(scalar), (x,), (weights[2],))[1]
+
+            return [torch.vmap(f)(x) for f in (scalar, *map(torch.func.grad, (scalar, second, third)))] + [
+                forward_over_reverse(x[0])
+            ]
+
+        for ours, expected in zip(derivatives(standardized), derivatives(by_hand), strict=True):
+            assert_close(ours, expected)
+
+
+def test_moments_are_those_of_torch():
+    x = values((5, 3, 4, 4))
+    variance, mean = torch.var_mean(x, [0, 2, 3], correction=0, keepdim=True)
+    for ours, theirs in zip(moments(x, [0, 2, 3]), (mean, variance), strict=True):
+        assert_close(ours, theirs)
+
+
+def test_moments_of_a_single_value_for_each():
+    """Every value its own mean: nothing is shared, so nothing may be summed."""
+    inputs = [values((3, 2), seed).requires_grad_() for seed in (0, 1)]
+    variance = (0.5 + values((3, 2), 2).abs()).requires_grad_()
+    assert gradcheck(lambda x, mean, variance: normalized(x, mean, variance, 0.1), (*inputs, variance))
