@@ -26,6 +26,7 @@ from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
+from headstart.pooling import max_pool2d
 from headstart.standardize import moments, normalized, standardized
 
 
@@ -165,8 +166,8 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
-    return affine(standardized(widened(x), dims, eps), weight, bias).to(x.dtype)
+    y = standardized(widened(x), range(-len(normalized_shape), 0), eps)
+    return affine(y, weight, bias).to(x.dtype)
 
 
 def _instance_norm(
@@ -185,7 +186,7 @@ def _instance_norm(
             f"Instance norm needs more than one position per channel, got input of shape {tuple(x.shape)}: it would "
             "be zero everywhere. Give larger inputs, or use another normaliser."
         )
-    y = standardized(widened(x), list(range(2, x.dim())), eps)
+    y = standardized(widened(x), range(2, x.dim()), eps)
     return affine(y, weight, bias, [1, -1] + [1] * (x.dim() - 2)).to(x.dtype)
 
 
@@ -295,6 +296,7 @@ EXACT: dict[Callable, Callable] = {
     F.embedding_bag: _embedding_bag,
     F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
+    F.max_pool2d: lambda mode, *args, return_indices=False, **kwargs: max_pool2d(*args, **kwargs),
     # The native functions behind them order their arguments differently.
     torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
         mode, x, rm, rv, w, b, training, momentum, eps
@@ -308,6 +310,7 @@ EXACT: dict[Callable, Callable] = {
     torch.embedding: lambda mode, w, indices, padding_idx=-1, scale=False, sparse=False: _embedding(
         mode, indices, w, padding_idx if padding_idx >= 0 else None, scale_grad_by_freq=scale
     ),
+    torch.max_pool2d: lambda mode, *args, **kwargs: max_pool2d(*args, **kwargs),
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }

@@ -1,67 +1,95 @@
 """Moments, and normalising by them, with derivatives written out: what every norm here is made of.
 
-PyTorch differentiates the same formulas by itself, to the same values, but one operation at a time: on images most of
-an eager meta-gradient went into norms. With `y = (x - mean) r`, `r = 1 / sqrt(variance + eps)` and `n` values,
+PyTorch differentiates the same formulas by itself, but one operation at a time; on large images that takes twice as
+long (`docs/lab-log.md`). With `y = (x - mean) scale`, `scale = 1 / sqrt(variance + eps)`, and `n` values for each mean,
 
     d mean / dx = 1 / n         d variance / dx = 2 (x - mean) / n
-    dy / dx = r                 dy / d mean = -r                      dy / dr = y / r
+    dy / dx = scale             dy / d mean = -scale                    dy / d scale = y / scale
 
 Derivatives are ordinary differentiable operations again, so that any order is right, under `vmap` and forward mode too.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Moments(torch.autograd.Function):
-    """Mean and biased variance over `dims`, which stay as axes of length 1.
+def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of `x` over `dims`, which stay as axes of length 1.
 
     In two passes, as accurate as `torch.var_mean`, whose one pass no compiler or kernel vectorises: on 75 images
     of 32 x 84 x 84 that took ten times as long (`docs/lab-log.md`).
     """
+    axes = range(x.dim())
+    return _apply(Moments, x, *[axes[i] for i in dims])  # which must not be negative any more
+
+
+def normalized(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """`(x - mean) / sqrt(variance + eps)`.
+
+    Args:
+        x: Of any shape.
+        mean: With as many axes as `x`, of length 1 where values share it. `variance` is of the same shape.
+        eps: Added to the variance.
+    """
+    return _apply(Scaled, x, mean, (variance + eps).rsqrt())
+
+
+def standardized(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    """`x` normalised by its own moments over `dims`."""
+    return normalized(x, *moments(x, dims), eps)
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    # `torch.compile` and `torch.export` refuse functions with a `jvp`, and have derivatives of the formulas.
+    return function.forward(*args) if torch.compiler.is_compiling() else function.apply(*args)
+
+
+class Moments(torch.autograd.Function):
+    """Mean and biased variance over axes, none negative, which stay as axes of length 1."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, *dims: int) -> tuple[Tensor, Tensor]:
         """Both, by their definitions."""
         mean = _mean(x, dims)
         return mean, _mean((x - mean).square(), dims)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keep the values and their mean."""
-        x, ctx.dims = inputs
+        x, *ctx.dims = inputs
         ctx.save_for_backward(x, output[0])
         ctx.save_for_forward(x, output[0])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        """One multiplication and one addition for each value."""
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of `x`."""
         (x, mean), (to_mean, to_variance) = ctx.saved_tensors, grad_outputs
-        count = x.numel() // mean.numel()
-        slope = to_variance * (2 / count)
-        return torch.addcmul(to_mean / count - mean * slope, x, slope), None
+        count = max(1, _count(x, ctx.dims))
+        grad = torch.addcmul(to_mean / count, x - mean, to_variance * (2 / count))
+        return grad, *(None for _ in ctx.dims)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, Tensor]:
-        """The same forwards."""
-        (x, mean), tangent = ctx.saved_tensors, grad_inputs[0]
-        return _mean(tangent, ctx.dims), 2 * _mean((x - mean) * tangent, ctx.dims)
+        """How both change along a change of `x`."""
+        (x, mean), change = ctx.saved_tensors, grad_inputs[0]
+        return _mean(change, ctx.dims), 2 * _mean((x - mean) * change, ctx.dims)
 
 
 class Scaled(torch.autograd.Function):
-    """`(x - mean) * r`, where `mean` and `r` have an axis of length 1 for each that they are shared along."""
+    """`(x - mean) * scale`, where `mean` and `scale` have one shape, of length 1 along each axis where it is shared."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+    def forward(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """The product."""
-        return (x - mean) * r
+        return (x - mean) * scale
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -71,49 +99,28 @@ class Scaled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two products and two sums."""
-        (r, y), (g,) = ctx.saved_tensors, grad_outputs
-        return g * r, -r * _summed(g, r), _summed(g * y, r) / r
+        """The gradients of all three."""
+        (scale, y), (grad,) = ctx.saved_tensors, grad_outputs
+        shared = [i for i, size in enumerate(scale.shape) if size != y.shape[i]]
+        return grad * scale, -scale * _sum(grad, shared), _sum(grad * y, shared) / scale
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
-        """The same forwards."""
-        (r, y), (x, mean, scale) = ctx.saved_tensors, grad_inputs
-        return (x - mean) * r + y * (scale / r)
+        """How the product changes along changes of all three."""
+        (scale, y), (x, mean, of_scale) = ctx.saved_tensors, grad_inputs
+        return (x - mean) * scale + y * (of_scale / scale)
 
 
-def _summed(values: Tensor, like: Tensor) -> Tensor:
-    """The sums of `values` over the axes along which `like` is shared."""
-    return _sum(values, [i for i, size in enumerate(like.shape) if size != values.shape[i]])
+def _count(x: Tensor, dims: Sequence[int]) -> int:
+    return math.prod([x.shape[i] for i in dims])
 
 
-def _mean(x: Tensor, dims: Iterable[int]) -> Tensor:
-    total = _sum(x, list(dims))
-    return total / (x.numel() // total.numel())
+def _mean(x: Tensor, dims: Sequence[int]) -> Tensor:
+    return _sum(x, dims) / _count(x, dims)
 
 
-def _sum(x: Tensor, dims: list[int]) -> Tensor:
-    """Over the last axes first, then over examples: as fast, and for channels-last images twice as fast."""
+def _sum(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Over the last axes first, then over examples: as fast, and faster for channels-last images."""
     if 0 in dims and len(dims) > 1:
         x, dims = x.sum([i for i in dims if i > 0], keepdim=True), [0]
-    return x.sum(dims, keepdim=True) if dims else x  # of no axes it would be the sum of all
-
-
-def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over `dims`, which stay as axes of length 1."""
-    return _called(Moments, x, tuple(dims))
-
-
-def normalized(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """`x` less `mean`, in units of the standard deviation; both have one shape, with as many axes as `x`."""
-    return _called(Scaled, x, mean, (variance + eps).rsqrt())
-
-
-def standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    """`x` normalised by its own moments over `dims`."""
-    return normalized(x, *moments(x, dims), eps)
-
-
-def _called(function: type[torch.autograd.Function], *args: Any) -> Any:
-    # `torch.compile` and `torch.export` trace no function with a `jvp`, and differentiate the formulas as well.
-    return function.forward(*args) if torch.compiler.is_compiling() else function.apply(*args)
+    return x.sum(list(dims), keepdim=True) if dims else x  # of no axes it would be the sum of all

@@ -28,7 +28,8 @@ def over_tasks(
         fn: From one task to any tree of tensors.
         tasks: A `Task` whose tensors have a leading tasks axis, or a sequence of single tasks, which may
             differ in their numbers of examples.
-        how: `"vmap"`, `"loop"`, or `"auto"`: `vmap`, and a loop where `vmap` fails and the loop does not.
+        how: `"vmap"`, `"loop"`, or `"auto"`: `vmap` where several tasks are computed together, and a loop where `vmap`
+            fails and the loop does not.
         chunk_size: Tasks per `vmap`; None for all at once. The result does not depend on it,
             but for the random numbers that dropout draws.
 
@@ -72,7 +73,8 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
 
 def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_size: int | None):
     count = count_tasks(tasks)
-    if how == "loop" or count == 1 or chunk_size == 1:  # one task alone is faster without: plain convolutions
+    alone = count == 1 or chunk_size == 1  # then `vmap` gives nothing, and takes a little time for each operation
+    if how == "loop" or (how == "auto" and alone):
         return _loop(fn, tasks, count), how
     # Dropout draws its own mask for every task. A failed attempt must not move the random state: a
     # resumed run would then differ from an uninterrupted one.

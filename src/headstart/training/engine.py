@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from headstart.threads import on_threads
 from headstart.training.cuda import Replayed
-from headstart.training.functional import added, call, channels_last, chunks, gradients, joined, settings
+from headstart.training.functional import added, call, chunks, gradients, joined, settings
 from headstart.training.products import AsProducts
 from headstart.training.sweep import Sweep
 from headstart.training.tracing import CannotCompileError, DrawsRandomNumbersError, Traced, first_line
@@ -112,11 +112,12 @@ class Engine:
             raise ValueError(f"chunk_size must be at least 1, or None for all tasks at once, got {chunk_size}.")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, or None for as many as PyTorch is set to, got {threads}.")
-        self.learner, self.chunk_size, self.threads = learner, chunk_size, threads
-        if mode == "graphed" and self._device.type != "cuda":
+        device = next(p.device for _, p in learner.named_parameters())
+        if mode == "graphed" and device.type != "cuda":
             raise ValueError(
-                f"mode='graphed' captures CUDA graphs, and the learner is on {self._device}: use 'compiled' or 'eager'."
+                f"mode='graphed' captures CUDA graphs, and the learner is on {device}: use 'compiled' or 'eager'."
             )
+        self.learner, self.chunk_size, self.threads = learner, chunk_size, threads
         self.precision: Precision = precision
         self.mode: Mode = mode
         stepwise = learner if isinstance(learner, StepwiseLearner) else None
@@ -163,22 +164,10 @@ class Engine:
         total, results = count_tasks(tasks), []
         for chunk in chunks(tasks, self.chunk_size):
             with self._autocast():
-                losses, seen = self._outcomes(chunk)
+                losses, seen = self.learner.outcomes(chunk)
             (losses.sum() / total).backward()
             results.append((losses.detach(), pytree.tree_map(torch.Tensor.detach, seen)))
         return joined(results)
-
-    def _outcomes(self, chunk: Task | Sequence[Task]) -> tuple[Tensor, Any]:
-        """The learner's; on a CPU, images that are pooled are in channels-last layout where each task has its own pass.
-
-        In the other layout PyTorch's max-pooling takes ten times as long (`docs/lab-log.md`).
-        """
-        stacked = isinstance(chunk, Task)
-        alone = not stacked or count_tasks(chunk) == 1
-        if self._device.type != "cpu" or not alone or not _pools(self.learner):
-            return self.learner.outcomes(chunk)
-        named = channels_last(dict(self.learner.named_parameters()))
-        return call(self.learner, "outcomes", named, channels_last(chunk, batched=stacked))
 
     def _compiled(self, tasks: Task) -> tuple[Tensor, Any]:
         meta, others = self.values()
@@ -246,10 +235,6 @@ class Engine:
         seen = pytree.tree_map(torch.Tensor.detach, seen)
         return losses.detach(), seen, gradients([losses.sum()], None, leaves)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(p for _, p in self.learner.named_parameters()).device
-
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         with self._autocast(), AsProducts():
@@ -257,15 +242,10 @@ class Engine:
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
+        device = next(p for _, p in self.learner.named_parameters()).device.type
         # The cache of cast weights would keep a cast made at one level of differentiation for another.
-        with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False
-        ):
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
             yield
-
-
-def _pools(learner: Learner) -> bool:
-    return any(isinstance(layer, nn.MaxPool2d) for layer in learner.modules())
 
 
 def _consistent(learner: StepwiseLearner) -> bool:

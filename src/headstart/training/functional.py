@@ -50,23 +50,6 @@ def chunks(tasks: Task | Sequence[Task], size: int | None) -> Iterator[Any]:
         yield pytree.tree_map(lambda leaf, part=part: leaf[part], tasks) if isinstance(tasks, Task) else tasks[part]
 
 
-def channels_last(tree: Any, batched: bool = False) -> Any:
-    """The same values, with floating-point images and kernels in channels-last layout.
-
-    Args:
-        tree: Any structure of tensors; those of four axes are laid out.
-        batched: Whether they have one axis more, before the others.
-    """
-
-    def laid_out(leaf: Tensor) -> Tensor:
-        if leaf.dim() != 4 + batched or not leaf.is_floating_point():
-            return leaf
-        images = leaf.flatten(0, 1) if batched else leaf
-        return images.contiguous(memory_format=torch.channels_last).view(leaf.shape)
-
-    return pytree.tree_map(laid_out, tree)
-
-
 def joined(trees: Sequence[Any]) -> Any:
     """The results of chunks, concatenated along their tasks axes."""
     return trees[0] if len(trees) == 1 else pytree.tree_map(lambda *leaves: torch.cat(leaves), *trees)

@@ -1,8 +1,8 @@
-"""Max-pooling's derivative in a compiled graph: PyTorch's own kernel instead of what its compiler makes of it.
+"""Max-pooling's gradient in a compiled graph: by PyTorch's own code for it, instead of what its compiler generates.
 
-The compiler asks each input position which of the windows around it chose it, and computes those choices anew wherever
-the answer is used. Vectorised, in bfloat16, in a network of four pooled blocks, it gave derivatives several times too
-large; its scalar code and the kernel agree with eager mode. The kernel is faster too (`docs/lab-log.md`).
+Generated, it asks each position of an image which of the windows around it chose it, and finds out anew wherever the
+answer is used. Vectorised, in bfloat16, in a network of four pooled blocks, that gave gradients several times too
+large; the same without vector instructions, and PyTorch's own code, agree with eager mode (`docs/lab-log.md`).
 """
 
 from collections.abc import Sequence
@@ -14,46 +14,51 @@ from torch.fx import GraphModule
 _aten = torch.ops.aten
 
 
-def unpool(
+def use_own_gradient(graph: GraphModule) -> None:
+    """Replace the gradient of max-pooling, in place, in a graph recorded on a CPU."""
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices_backward.default):
+        grad, image, *window, indices = node.args
+        example = image.meta["val"]
+        if example.device.type == "cpu":
+            node.target = torch.ops.headstart.max_pool_gradient.default
+            node.args = grad, indices, list(example.shape), *window
+
+
+@torch.library.custom_op(
+    "headstart::max_pool_gradient", mutates_args=(), device_types="cpu", tags=[torch.Tag.flexible_layout]
+)
+def max_pool_gradient(
     grad: Tensor,
     indices: Tensor,
     size: Sequence[int],
-    kernel: Sequence[int],
+    window: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil: bool,
 ) -> Tensor:
-    """The gradient of max-pooling's input, in the layout of `indices`.
+    """The gradient of what was pooled, in the layout of `indices`.
+
+    PyTorch's operation wants to be given what was pooled, of which it uses shape and layout only: this one does
+    without, so that a graph need not keep it.
 
     Args:
-        grad: Of the output, `[examples, channels, height, width]`.
+        grad: Of the maxima, `[..., channels, height, width]`.
         indices: Of the maxima, as `max_pool2d` returns them, of the same shape.
-        size: Of the input.
-        kernel: As for `max_pool2d`; likewise `stride`, `padding`, `dilation`, `ceil`.
+        size: Shape of what was pooled.
+        window: `kernel_size` of `max_pool2d`; `stride`, `padding`, `dilation` and `ceil` are its arguments too.
     """
-    last = indices.is_contiguous(memory_format=torch.channels_last)
+    return _aten.max_pool2d_with_indices_backward(
+        grad, _like(indices, grad.dtype, size), window, stride, padding, dilation, ceil, indices
+    )
+
+
+@max_pool_gradient.register_fake
+def _(grad: Tensor, indices: Tensor, size: Sequence[int], *_: object) -> Tensor:
+    return _like(indices, grad.dtype, size)
+
+
+def _like(tensor: Tensor, dtype: torch.dtype, size: Sequence[int]) -> Tensor:
+    last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
-    # Only the shape and layout of the input are looked at: unlike PyTorch's operation, this one need not be given it.
-    image = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
-    return _aten.max_pool2d_with_indices_backward(grad, image, kernel, stride, padding, dilation, ceil, indices)
-
-
-_library = torch.library.Library("headstart", "DEF")
-_library.define(
-    "unpool(Tensor grad, Tensor indices, int[] size, int[] kernel, int[] stride, int[] padding, int[] dilation, "
-    "bool ceil) -> Tensor",
-    tags=[torch.Tag.flexible_layout],
-)
-_library.impl("unpool", unpool, "CPU")
-torch.library.register_fake("headstart::unpool", unpool, lib=_library)
-
-
-def use_kernel(graph: GraphModule) -> None:
-    """Replace max-pooling's derivative in a recorded graph, on a CPU."""
-    for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices_backward.default):
-        grad, image, kernel, stride, padding, dilation, ceil, indices = node.args
-        example = image.meta["val"]
-        if example.device.type == "cpu" and example.dim() == 4:
-            node.target = torch.ops.headstart.unpool.default
-            node.args = grad, indices, list(example.shape), kernel, stride or kernel, padding, dilation, ceil
+    return torch.empty(size, dtype=dtype, device=tensor.device, memory_format=layout)

@@ -1,0 +1,130 @@
+"""Max-pooling in the other layout against PyTorch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import flat, unstack
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from headstart import MAML, SGD, Batch, Task, pooling
+from headstart.exact import Exact
+from headstart.pooling import MaxPool2d, Window, max_pool2d
+
+CASES = {
+    "halving": Window(2, (), 0, 1, False),
+    "overlapping and padded": Window(3, 2, 1, 1, False),
+    "wide apart": Window((2, 2), (3, 2), 0, (2, 1), False),
+    "rounded up": Window((3, 2), (), 0, 1, True),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _small_images_too(monkeypatch):
+    monkeypatch.setattr(pooling, "WORTH_COPYING", 0)
+
+
+def values(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Of few different values, so that windows have several maxima."""
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def native(images: Tensor, window: Window) -> Tensor:
+    return torch.max_pool2d(images, *window.values())
+
+
+def ours(images: Tensor, window: Window) -> Tensor:
+    return MaxPool2d.apply(images, window)[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (2, 1, 9, 8), (3, 9, 8)])
+def test_derivatives_are_pytorchs(case, shape):
+    x, weights = values(2, *shape), [values(*shape, seed=seed) for seed in (1, 2)]
+
+    def derivatives(pool) -> list[Tensor]:
+        def scalar(x: Tensor) -> Tensor:
+            return (pool(x * x, CASES[case]) ** 2).sum()
+
+        def second(x: Tensor) -> Tensor:
+            return (torch.func.grad(scalar)(x) * weights[0]).sum()
+
+        def forward(f):
+            return torch.func.jvp(torch.vmap(f), (x,), (weights[1].expand_as(x),))[1]
+
+        reverse = [scalar, torch.func.grad(scalar), torch.func.grad(second)]
+        return [pool(x[0], CASES[case]), *(torch.vmap(f)(x) for f in reverse), *(forward(f) for f in reverse[:2])]
+
+    for found, expected in zip(derivatives(ours), derivatives(native), strict=True):
+        assert_close(found, expected)
+        assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_a_number_is_a_maximum(dtype):
+    x = values(2, 3, 4, 4, dtype=dtype)
+    x[0, 1, 2, 2], x[1, 2, 0, 0] = float("nan"), float("inf")
+    assert_close(max_pool2d(x, 2), torch.max_pool2d(x, 2), equal_nan=True)
+
+
+class TestWhere:
+    def calls(self, monkeypatch) -> list[Tensor]:
+        seen, apply = [], MaxPool2d.apply
+        monkeypatch.setattr(MaxPool2d, "apply", lambda images, window: (seen.append(images), apply(images, window))[1])
+        return seen
+
+    @pytest.mark.parametrize("pool", [F.max_pool2d, torch.max_pool2d, nn.MaxPool2d(2)])
+    def test_all_ways_to_call_it_lead_there(self, pool, monkeypatch):
+        calls = self.calls(monkeypatch)
+        x = values(2, 3, 8, 8)
+        with Exact():
+            found = pool(x) if isinstance(pool, nn.Module) else pool(x, 2)
+        assert len(calls) == 1
+        assert_close(found, torch.max_pool2d(x, 2))
+
+    def test_indices_are_pytorchs(self):
+        x = values(2, 3, 8, 8)
+        with Exact():
+            found = F.max_pool2d(x, 2, return_indices=True)
+        assert_close(found, F.max_pool2d(x, 2, return_indices=True))
+
+    def test_not_for_small_images_channels_last_ones_integers_or_a_recorder(self, monkeypatch):
+        calls = self.calls(monkeypatch)
+        x = values(2, 3, 8, 8)
+        max_pool2d(x.contiguous(memory_format=torch.channels_last), 2)
+        max_pool2d(x.int(), 2)
+        torch.fx.experimental.proxy_tensor.make_fx(lambda x: max_pool2d(x, 2))(x)
+        monkeypatch.setattr(pooling, "WORTH_COPYING", x.numel() + 1)
+        max_pool2d(x, 2)
+        assert not calls
+
+
+class Viewing(nn.Module):
+    """Flattens as many networks do, which only the usual layout allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 3 * 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x).relu(), 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("vectorize", ["vmap", "loop"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_any_network_adapts_with_it(listed, vectorize, monkeypatch):
+    images, labels = values(3, 8, 3, 8, 8), torch.arange(8).remainder(2).expand(3, 8)
+    tasks = Task(Batch(images[:, :4], labels[:, :4]), Batch(images[:, 4:], labels[:, 4:]))
+
+    def gradient() -> Tensor:
+        torch.manual_seed(0)
+        learner = MAML(Viewing().double(), F.cross_entropy, inner=SGD(lr=0.1), steps=2, vectorize=vectorize)
+        learner(unstack(tasks) if listed else tasks).backward()
+        return flat([p.grad for p in learner.parameters()])
+
+    found = gradient()
+    monkeypatch.setattr(pooling, "WORTH_COPYING", 10**9)
+    assert_close(found, gradient())
