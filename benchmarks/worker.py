@@ -9,8 +9,6 @@ line. Only what is asked for runs, so any number of workers can be alive while o
     gradient(save | reference)                  save the meta-gradient, or its error against a saved one
 """
 
-import ctypes
-import gc
 import importlib
 import json
 import os
@@ -25,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.peers import GROWING, SYSTEMS, Prepared
 from benchmarks.works import Sizes, work_named
-from headstart.allocator import keep_memory
+from headstart.allocator import give_back, keep_memory
 from headstart.training.files import read_tensors, write_tensors
 from headstart.types import Params
 
@@ -58,7 +56,7 @@ class Worker:
         if module != "using_headstart":
             # Fused attention has no second derivative; Headstart replaces it by itself.
             self.context.enter_context(sdpa_kernel(SDPBackend.MATH))
-        release()
+        give_back()
         self.baseline_mib = status_mib("VmRSS")
         self.prepared = prepare(work_named(work, overrides), **options)
         return {"import_s": imported - began, "prepare_s": time.perf_counter() - imported}
@@ -73,7 +71,7 @@ class Worker:
         if warm_up:  # other workers had the caches, and memory given back after the last block is paged in again
             self._ready().step()
         seconds, peak_mib = self._timed(iterations)
-        release()
+        give_back()
         return {"seconds": seconds / iterations, "peak_mib": peak_mib}
 
     def gradient(self, save: str | None = None, reference: str | None = None) -> dict[str, float | None]:
@@ -123,14 +121,6 @@ def reset_peak() -> None:
     control = Path("/proc/self/clear_refs")
     if control.exists():
         control.write_text("5")
-
-
-def release() -> None:
-    """Give freed memory back, so that waiting workers do not hold what the next one needs."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def main() -> None:

@@ -20,6 +20,30 @@ def test_here_it_answers_and_the_process_goes_on():
     assert float(total) == 2**22
 
 
+@pytest.mark.skipif(allocator._glibc("malloc_trim") is None, reason="needs glibc")
+def test_what_is_freed_is_given_back_when_asked():
+    code = """
+import ctypes, re
+from pathlib import Path
+from headstart.allocator import give_back, keep_memory
+
+def held_mib():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) >> 10
+
+keep_memory()
+before = held_mib()
+large = ctypes.create_string_buffer(2**28)
+last = ctypes.create_string_buffer(2**10)  # above it, so that the top of the heap is not free
+del large
+kept = held_mib() - before
+give_back()
+print(kept, held_mib() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, left = map(int, run.stdout.split())
+    assert kept > 200 > 50 > left
+
+
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_have_no_glibc(platform, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)

@@ -7,8 +7,6 @@ compute and keep for the meta-gradient, and not by the mode and the chunks that 
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import statistics
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from headstart.allocator import keep_memory
+from headstart.allocator import give_back, keep_memory
 from headstart.recipes import SupervisedRecipe
 from headstart.recipes.work import trained
 from headstart.training.run import Run
@@ -50,7 +48,7 @@ def measure(run: Run, data: Path | None, device: torch.device) -> dict[str, Any]
     tasks = recipe.source("train", data).sample(recipe.meta_batch, rng)
     updater = recipe.updater(learner, Choice("eager", recipe.meta_batch, recipe.precision, []))
     updater.update(pytree.tree_map(lambda leaf: leaf[:1], tasks))  # loads libraries and makes Adam's state
-    _release()
+    give_back()
     before = _start(device)
     for _ in range(UPDATES):
         updater.update(tasks)
@@ -100,14 +98,6 @@ def _status_mib(field: str) -> float | None:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def _release() -> None:
-    """Give back what the first update freed, so that it is not used again unseen."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from headstart.allocator import give_back
 from headstart.training.engine import Engine, Learner, Mode, Precision
 from headstart.types import Task
 from headstart.vectorize import count_tasks
@@ -104,6 +105,7 @@ def choose(
                 mode, threads = fast, best
     elif mode == "compiled" and len(counts) > 1:
         threads = min(counts, key=lambda count: measure("compiled", chunk, count))
+    give_back()  # all tasks at once may have taken far more than what was chosen will
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
     return Choice(mode, chunk, precision, measure.records, threads)
