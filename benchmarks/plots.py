@@ -16,7 +16,7 @@ def speed(result: dict[str, Any], wrong: dict[str, set[str]], path: Path) -> Non
     rows = -(-len(works) // columns)
     drawing = Figure(figsize=(max(7.0, 5.2 * columns), 3.6 * rows), layout="constrained")
     grid = drawing.subplots(rows, columns, squeeze=False).flat
-    for axes, (name, work) in zip(grid, works.items(), strict=False):
+    for (name, work), axes in zip(works.items(), grid, strict=False):
         measured = {s: r for s, r in work["systems"].items() if "ms" in r}
         colours = [WRONG if s in wrong[name] else OURS if s.startswith("Headstart") else RIGHT for s in measured]
         axes.barh(list(measured), [r["ms"] for r in measured.values()], color=colours)

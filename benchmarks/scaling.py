@@ -40,7 +40,7 @@ AXES = {
     )
 }
 SYSTEMS = (*GROWING, "Headstart compiled", "TorchOpt", "JAX")
-EFFORT = Effort(repeats=3, block_s=0.3, budget_s=6.0, limit_s=150.0)
+EFFORT = Effort(repeats=3, block_s=0.3, budget_s=6.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
