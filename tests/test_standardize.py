@@ -6,10 +6,17 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
+from headstart import standardize
 from headstart.standardize import Moments, Scaled, moments, normalized, standardized
 
 # PyTorch's own forward-mode rules are scripted, which it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _small_ones_too(monkeypatch):
+    monkeypatch.setattr(standardize, "WORTH_IT", 0)
+
 
 CASES = {
     "batch of images": ((3, 2, 2, 3), [0, 2, 3]),
@@ -106,3 +113,15 @@ def test_far_from_zero_in_single_precision():
     expected = gradient(by_hand, x.double(), weights.double())
     for function in (standardized, by_hand):
         assert_close(gradient(function, x, weights).double(), expected, rtol=0, atol=3e-4 * expected.abs().max().item())
+
+
+def test_only_large_ones_that_are_not_recorded(monkeypatch):
+    applied, apply = [], Moments.apply
+    monkeypatch.setattr(Moments, "apply", lambda *args: (applied.append(args), apply(*args))[1])
+    x = values((2, 3))
+    moments(x, [1])
+    assert len(applied) == 1
+    torch.fx.experimental.proxy_tensor.make_fx(lambda x: moments(x, [1]))(x)
+    monkeypatch.setattr(standardize, "WORTH_IT", x.numel() + 1)
+    moments(x, [1])
+    assert len(applied) == 1

@@ -15,6 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+WORTH_IT = 2**16
+"""Values from which on this saves more than calling Python functions takes. What is compiled is as fast without."""
 
 
 def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -43,9 +47,9 @@ def standardized(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
     return normalized(x, *moments(x, dims), eps)
 
 
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    # `torch.compile` and `torch.export` refuse functions with a `jvp`, and have derivatives of the formulas.
-    return function.forward(*args) if torch.compiler.is_compiling() else function.apply(*args)
+def _apply(function: type[torch.autograd.Function], x: Tensor, *args: Any) -> Any:
+    recorded = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()  # and `export` refuses what has a `jvp`
+    return function.forward(x, *args) if recorded or x.numel() < WORTH_IT else function.apply(x, *args)
 
 
 class Moments(torch.autograd.Function):
