@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 WRONG, RIGHT, OURS = "tab:red", "tab:gray", "tab:blue"
 
@@ -23,6 +25,7 @@ def speed(result: dict[str, Any], wrong: dict[str, set[str]], path: Path) -> Non
         for at, r in enumerate(measured.values()):
             axes.plot(r["ms_range"], [at, at], color="black", linewidth=1)
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         axes.invert_yaxis()
         axes.set_title(name)
         axes.set_xlabel("ms per meta-iteration")
@@ -48,10 +51,19 @@ def growth(result: dict[str, Any], path: Path) -> None:
                 points = [(int(at), p[system][field]) for at, p in axis["points"].items() if "ms" in p.get(system, {})]
                 axes.plot(*zip(*sorted(points), strict=True), marker="o", label=system) if points else None
             axes.set(xscale="log", yscale="log", xlabel=name, ylabel=label)
+            _plain_numbers(axes.xaxis)
+            _plain_numbers(axes.yaxis)
         panels[0][column].set_title(f"{name} ({axis['work']})")
     panels[0][0].legend(fontsize=8)
     drawing.suptitle(f"{result['date']}, {result['environment']['processor']}")
     _save(drawing, path)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10, ...: powers of ten say little where all is within one of them."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def _save(drawing: Figure, path: Path) -> None:

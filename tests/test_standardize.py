@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from headstart import standardize
+from headstart import worthwhile
 from headstart.standardize import Moments, Scaled, moments, normalized, standardized
 
 # PyTorch's own forward-mode rules are scripted, which it deprecates.
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 @pytest.fixture(autouse=True)
 def _small_ones_too(monkeypatch):
-    monkeypatch.setattr(standardize, "WORTH_IT", 0)
+    monkeypatch.setattr(worthwhile, "LARGE", 0)
 
 
 CASES = {
@@ -122,6 +122,6 @@ def test_only_large_ones_that_are_not_recorded(monkeypatch):
     moments(x, [1])
     assert len(applied) == 1
     torch.fx.experimental.proxy_tensor.make_fx(lambda x: moments(x, [1]))(x)
-    monkeypatch.setattr(standardize, "WORTH_IT", x.numel() + 1)
+    monkeypatch.setattr(worthwhile, "LARGE", x.numel() + 1)
     moments(x, [1])
     assert len(applied) == 1

@@ -44,6 +44,19 @@ def test_chunks_of_any_size_give_the_same(how, chunk_size):
     assert len(calls) == math.ceil(5 / (chunk_size or 5))
 
 
+@pytest.mark.parametrize(("count", "chunk_size"), [(1, None), (3, 1)])
+def test_a_task_alone_is_computed_without_vmap(count, chunk_size, caplog):
+    def refuses_vmap(task: Task) -> Tensor:
+        return torch.tensor(task.support.inputs.sum().item())
+
+    given, again = over_tasks(refuses_vmap, tasks_of(count), "auto", chunk_size)
+    assert_close(given, tasks_of(count).support.inputs.flatten(1).sum(1))
+    assert again == "auto"
+    assert not caplog.records
+    with pytest.raises(RuntimeError, match="vmap"):
+        over_tasks(refuses_vmap, tasks_of(count), "vmap", chunk_size)
+
+
 def test_a_loop_gives_the_same():
     given, again = over_tasks(summed, tasks_of(5), "loop", chunk_size=2)
     assert_close(given, EXPECTED)

@@ -6,12 +6,13 @@ without them):
 
 - batch, layer and instance norm: where their scale adapts, the second derivatives of the native kernels are
   wrong under `vmap` by up to a few percent, without an error (their batching rule holds mean and variance
-  constant). Composed from means, subtraction and multiplication they are exact, and faster.
+  constant). Composed as in `standardize.py` they are exact.
 - weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 
-`batch_moments` is there for another reason: a layer that asks it for moments gets those of the norm policy.
+Two are there for another reason: a layer that asks `batch_moments` gets those of the norm policy, and max-pooling
+is exact as it is, but faster as in `pooling.py`.
 
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
 """

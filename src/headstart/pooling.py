@@ -5,15 +5,13 @@ than copying them there and back (`docs/lab-log.md`). Only pooling itself sees t
 written for the usual one (`x.view(len(x), -1)`), and its derivatives are fast as they are.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-WORTH_COPYING = 2**16
-"""Values from which on the other layout is faster."""
+from headstart.worthwhile import worthwhile
 
 Size = int | tuple[int, ...]
 
@@ -21,38 +19,26 @@ _aten = torch.ops.aten
 
 
 def max_pool2d(
-    images: Tensor,
+    input: Tensor,
     kernel_size: Size,
     stride: Size | None = None,
     padding: Size = 0,
     dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """What `torch.max_pool2d` computes from the same arguments, `[..., channels, height, width]`, and its derivatives.
-
-    It is left to a compiler, or whatever records operations, as it is.
-    """
-    window = Window(kernel_size, stride or (), padding, dilation, ceil_mode)
-    usual = images.device.type == "cpu" and images.is_floating_point() and images.is_contiguous()
-    recorded = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-    if not usual or recorded or images.numel() < WORTH_COPYING:
-        return torch.max_pool2d(images, *window.values())
-    return MaxPool2d.apply(images, window)[0]
+    """What `torch.max_pool2d` computes from the same arguments, `[..., channels, height, width]`."""
+    window = kernel_size, () if stride is None else stride, padding, dilation, ceil_mode
+    usual = input.dim() == 4 and input.stride(-1) == 1  # with channels last it would be their number
+    if input.device.type == "cpu" and input.is_floating_point() and usual and worthwhile(input):
+        return MaxPool2d.apply(input, Window(window))[0]
+    return torch.max_pool2d(input, *window)
 
 
 @dataclass(frozen=True)
 class Window:
-    """Arguments of `torch.max_pool2d`."""
+    """Arguments of `torch.max_pool2d` after the first, as one thing: a tuple is taken apart by transforms."""
 
-    kernel_size: Size
-    stride: Size
-    padding: Size
-    dilation: Size
-    ceil_mode: bool
-
-    def values(self) -> Any:
-        """In the order in which PyTorch takes them."""
-        return astuple(self)
+    arguments: tuple[Any, ...]
 
 
 class MaxPool2d(torch.autograd.Function):
@@ -64,7 +50,7 @@ class MaxPool2d(torch.autograd.Function):
     def forward(images: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         """Both, computed in the other."""
         last = images.movedim(-3, -1).contiguous().movedim(-1, -3)
-        maxima, indices = _aten.max_pool2d_with_indices(last, *window.values())
+        maxima, indices = _aten.max_pool2d_with_indices(last, *window.arguments)
         return maxima.contiguous(), indices.contiguous()
 
     @staticmethod
@@ -72,6 +58,7 @@ class MaxPool2d(torch.autograd.Function):
         """Keep the indices; of the images, which PyTorch's derivative is given, only the shape matters."""
         images, ctx.window = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # of the indices it would be as large as they are
         ctx.save_for_backward(images, output[1])
         ctx.save_for_forward(images, output[1])
 
@@ -79,7 +66,7 @@ class MaxPool2d(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         """The gradient of the images; PyTorch has its derivative."""
         images, indices = ctx.saved_tensors
-        return _aten.max_pool2d_with_indices_backward(grad_outputs[0], images, *ctx.window.values(), indices), None
+        return _aten.max_pool2d_with_indices_backward(grad_outputs[0], images, *ctx.window.arguments, indices), None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, None]:

@@ -1,4 +1,4 @@
-"""Moments, and normalising by them, with derivatives written out: what every norm here is made of.
+"""Moments, and normalising by them, with derivatives written out: what norms are made of in the inner loop.
 
 PyTorch differentiates the same formulas by itself, but one operation at a time; on large images that takes twice as
 long (`docs/lab-log.md`). With `y = (x - mean) scale`, `scale = 1 / sqrt(variance + eps)`, and `n` values for each mean,
@@ -15,10 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-WORTH_IT = 2**16
-"""Values from which on this saves more than calling Python functions takes. What is compiled is as fast without."""
+from headstart.worthwhile import worthwhile
 
 
 def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -48,8 +46,8 @@ def standardized(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
 
 
 def _apply(function: type[torch.autograd.Function], x: Tensor, *args: Any) -> Any:
-    recorded = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()  # and `export` refuses what has a `jvp`
-    return function.forward(x, *args) if recorded or x.numel() < WORTH_IT else function.apply(x, *args)
+    """What `function` computes, with its derivatives where that is faster, else with PyTorch's of its formula."""
+    return function.apply(x, *args) if worthwhile(x) else function.forward(x, *args)
 
 
 class Moments(torch.autograd.Function):
@@ -74,7 +72,7 @@ class Moments(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of `x`."""
         (x, mean), (to_mean, to_variance) = ctx.saved_tensors, grad_outputs
-        count = max(1, _count(x, ctx.dims))
+        count = _count(x, ctx.dims)
         grad = torch.addcmul(to_mean / count, x - mean, to_variance * (2 / count))
         return grad, *(None for _ in ctx.dims)
 

@@ -28,8 +28,8 @@ def over_tasks(
         fn: From one task to any tree of tensors.
         tasks: A `Task` whose tensors have a leading tasks axis, or a sequence of single tasks, which may
             differ in their numbers of examples.
-        how: `"vmap"`, `"loop"`, or `"auto"`: `vmap` where several tasks are computed together, and a loop where `vmap`
-            fails and the loop does not.
+        how: `"vmap"`, `"loop"`, or `"auto"`: `vmap`, and a loop where `vmap` fails and the loop does not, or where
+            there is one task, or one at a time.
         chunk_size: Tasks per `vmap`; None for all at once. The result does not depend on it,
             but for the random numbers that dropout draws.
 

@@ -59,7 +59,7 @@ def test_recorded_it_is_pytorchs_own(case, layout):
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_it_is_pytorchs_own(dtype):
-    """By value it can hardly be told apart: only in large networks is what the compiler generates wrong."""
+    """By value it can hardly be told apart: what the compiler generates was wrong in one large network only."""
     x, weights = values(2, 3, 9, 8).to(dtype), values(2, 3, 9, 8, seed=1).to(dtype)
     expected = derivatives(CASES["halving"], torch.channels_last, x, weights)
     traced = Traced(lambda x, weights: derivatives(CASES["halving"], torch.channels_last, x, weights))

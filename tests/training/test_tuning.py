@@ -83,6 +83,13 @@ class TestChoice:
             ("eager", 6, 3.0),
         ]
 
+    def test_memory_that_measuring_took_is_given_back(self, clock, monkeypatch):
+        measured = clock(lambda mode, chunk_size: FAST)
+        at = []
+        monkeypatch.setattr(tuning, "give_back", lambda: at.append(len(measured.calls)))
+        choose_for()
+        assert at == [len(measured.calls)]
+
     def test_a_short_run_stays_eager_and_compiles_nothing(self, clock):
         times = clock(lambda mode, size: SLOW if mode == "eager" else FAST)
         assert choose_for(iterations=1799).mode == "eager"  # 179.9 s

@@ -1,8 +1,8 @@
-"""Max-pooling's gradient in a compiled graph: by PyTorch's own code for it, instead of what its compiler generates.
+"""Max-pooling's gradient in a compiled graph: by PyTorch's native code, instead of what its compiler generates.
 
 Generated, it asks each position of an image which of the windows around it chose it, and finds out anew wherever the
 answer is used. Vectorised, in bfloat16, in a network of four pooled blocks, that gave gradients several times too
-large; the same without vector instructions, and PyTorch's own code, agree with eager mode (`docs/lab-log.md`).
+large; the same without vector instructions, and PyTorch's native code, agree with eager mode (`docs/lab-log.md`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 _aten = torch.ops.aten
 
 
-def use_own_gradient(graph: GraphModule) -> None:
+def use_native_gradient(graph: GraphModule) -> None:
     """Replace the gradient of max-pooling, in place, in a graph recorded on a CPU."""
     for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices_backward.default):
         grad, image, *window, indices = node.args
@@ -37,7 +37,7 @@ def max_pool_gradient(
     dilation: Sequence[int],
     ceil: bool,
 ) -> Tensor:
-    """The gradient of what was pooled, in the layout of `indices`.
+    """The gradient of what was pooled, in the layout of `indices`; contiguous where they may have either.
 
     PyTorch's operation wants to be given what was pooled, of which it uses shape and layout only: this one does
     without, so that a graph need not keep it.

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from headstart.training.pooling import use_own_gradient
+from headstart.training.pooling import use_native_gradient
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatabl
     try:
         graph = make_fx(fn)(*examples)
         _free_layouts(graph)
-        use_own_gradient(graph)
+        use_native_gradient(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         _check_closed(graph)

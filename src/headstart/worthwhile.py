@@ -1,0 +1,13 @@
+"""When a function with derivatives of its own, written in Python, is faster than PyTorch's operations."""
+
+import torch
+from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
+
+LARGE = 2**16
+"""Values, of one task under `vmap`, from which on calling it costs less than it saves (`docs/lab-log.md`)."""
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether `x` is large, and nothing records operations: what is compiled is as fast from PyTorch's own."""
+    return x.numel() >= LARGE and not torch.compiler.is_compiling() and not _len_torch_dispatch_stack()
