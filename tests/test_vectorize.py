@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import unstack
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from headstart import Batch, Task
@@ -42,6 +43,16 @@ def test_chunks_of_any_size_give_the_same(how, chunk_size):
     assert_close(given, EXPECTED)
     assert again == how
     assert len(calls) == math.ceil(5 / (chunk_size or 5))
+
+
+@pytest.mark.parametrize("chunk_size", [5, 7])
+def test_a_single_part_is_recorded_as_no_parts_are(chunk_size):
+    """Otherwise the parts' copies would be in the graph, and a run would compile another than was measured."""
+
+    def code(chunk_size: int | None) -> str:
+        return make_fx(lambda task: over_tasks(summed, task, "vmap", chunk_size)[0])(tasks_of(5)).code
+
+    assert code(chunk_size) == code(None) != code(3)
 
 
 @pytest.mark.parametrize(("count", "chunk_size"), [(1, None), (3, 1)])

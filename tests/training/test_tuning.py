@@ -9,7 +9,9 @@ from torch.testing import assert_close
 
 from headstart import MAML, SGD, Task
 from headstart.training import tuning
-from headstart.training.tuning import CHUNK, WORTH_COMPILING_S, WORTH_MEASURING, choose
+from headstart.training.fused import Clipping, FusedAdam
+from headstart.training.tracing import CannotCompileError
+from headstart.training.tuning import CHUNK, SHORT_MS, WORTH_COMPILING_S, WORTH_MEASURING, choose
 from headstart.vectorize import count_tasks
 
 TASKS = 6
@@ -39,6 +41,9 @@ def clock(monkeypatch):
         class Engine:
             def __init__(self, learner, *, mode, chunk_size, precision, threads):
                 self.learner, self.mode, self.chunk_size, self.threads = learner, mode, chunk_size, threads
+
+            def single_graph(self, tasks: Task) -> bool:
+                return False
 
             def compute(self, tasks: Task) -> None:
                 made.calls.append((self.mode, self.chunk_size))
@@ -146,12 +151,12 @@ class TestChoice:
         ("factors", "threads", "tried"),
         [
             ({4: 0.9, 2: 0.5, 1: 0.6}, 2, {None, 4, 2, 1}),
-            ({4: 1.1, 2: 0.5, 1: 0.5}, None, {None, 4}),
-            ({4: 0.9, 2: 0.8, 1: 0.7}, 1, {None, 4, 2, 1}),
+            ({4: 1.2, 2: 0.5, 1: 0.5}, None, {None, 4}),
+            ({4: 1.1, 2: 1.2, 1: 1.3}, 1, {None, 4, 2, 1}),
         ],
         ids=["some", "all", "one"],
     )
-    def test_threads_are_halved_as_long_as_that_is_no_slower(self, clock, monkeypatch, factors, threads, tried):
+    def test_threads_are_halved_as_long_as_that_is_hardly_slower(self, clock, monkeypatch, factors, threads, tried):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
         times = clock(lambda mode, size: FAST)
         times.factors = {("eager", count): factor for count, factor in factors.items()}
@@ -159,7 +164,7 @@ class TestChoice:
         assert (choice.mode, choice.threads, set(times.threads)) == ("eager", threads, tried)
         assert choose_for(chunk_size=3).threads is None  # no measurement is asked for
 
-    @pytest.mark.parametrize(("all_ms", "one_ms", "threads"), [(2.0, 1.0, 1), (1.0, 2.0, None)])
+    @pytest.mark.parametrize(("all_ms", "one_ms", "threads"), [(4.0, 3.0, 1), (3.0, 4.0, None)])
     @pytest.mark.parametrize("mode", ["auto", "compiled"])
     def test_what_is_compiled_is_measured_on_all_threads_too(self, clock, monkeypatch, mode, all_ms, one_ms, threads):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -167,6 +172,15 @@ class TestChoice:
         times.factors = {("eager", 1): 0.9, ("compiled", 1): one_ms / all_ms}
         choice = choose_for(iterations=LONG * 10, mode=mode)
         assert (choice.mode, choice.threads) == ("compiled", threads)
+
+    @pytest.mark.parametrize("mode", ["auto", "compiled"])
+    def test_what_is_short_is_compiled_once(self, clock, monkeypatch, mode):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        times = clock(lambda mode, size: SLOW if mode == "eager" else SHORT_MS / 2)
+        times.factors = {("eager", 1): 0.9, ("compiled", 1): 1.9}
+        choice = choose_for(iterations=LONG * 10, mode=mode)
+        assert (choice.mode, choice.threads) == ("compiled", 1)
+        assert {count for (mode, _), count in zip(times.calls, times.threads, strict=True) if mode == "compiled"} == {1}
 
     def test_compiled_is_weighed_on_its_own_best_number_of_threads(self, clock, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -212,3 +226,35 @@ def test_the_learner_is_left_as_it_was(how):
     assert settings == (learner.training, learner.steps, learner.chunk_size, learner.inner)
     assert_close(tasks, given, rtol=0, atol=0)
     assert count_tasks(tasks) == 3
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_whole_update_is_measured_where_it_is_one_graph(monkeypatch):
+    """With the run's clipping, which is part of the graph, and by a step that leaves the learner as it was."""
+    updates = []
+
+    class Counted(FusedAdam):
+        def __call__(self, tasks: Task):
+            updates.append((self.engine.chunk_size, self.clipping))
+            return super().__call__(tasks)
+
+    monkeypatch.setattr(tuning, "FusedAdam", Counted)
+    learner, tasks, clipping = learner_of(), tasks_of(3), Clipping(0.1, None)
+    state = copy.deepcopy(learner.state_dict())
+    choice = choose(learner, tasks, chunk_size=None, iterations=10**9, clipping=clipping)
+    assert [record["mode"] for record in choice.measured] == ["eager", "compiled"]
+    assert set(updates) == {(3, clipping)}
+    assert_close(learner.state_dict(), state, rtol=0, atol=0)
+    updates.clear()
+    choose(learner, tasks, chunk_size=2, iterations=10**9)  # two graphs' sums: Adam is not in them
+    assert not updates
+
+
+@pytest.mark.usefixtures("recorded")
+def test_an_update_that_cannot_be_compiled_is_not_chosen(monkeypatch):
+    def fail(self, tasks: Task):
+        raise CannotCompileError("no compiler")
+
+    monkeypatch.setattr(FusedAdam, "__call__", fail)
+    choice = choose(learner_of(), tasks_of(3), chunk_size=None, iterations=10**9)
+    assert (choice.mode, choice.measured[-1]["ms"]) == ("eager", None)

@@ -23,6 +23,7 @@ from headstart.training.choices import keep_choice, kept_choice
 from headstart.training.engine import Precision
 from headstart.training.evaluate import TEST, VALIDATION, Metric, evaluate, fixed_tasks
 from headstart.training.files import write_json
+from headstart.training.fused import Clipping
 from headstart.training.gradient import GradientUpdater, Schedule
 from headstart.training.run import Run
 from headstart.training.trainer import Trainer, Validation
@@ -229,6 +230,7 @@ class SupervisedRecipe(Recipe[MAML]):
             chunk_size=self.chunk_size,
             precision=self.precision,
             iterations=self.iterations,
+            clipping=Clipping(self.clip_value, self.clip_norm),
         )
 
     def updater(self, learner: MAML, choice: Choice | None = None) -> GradientUpdater:

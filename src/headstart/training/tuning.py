@@ -4,13 +4,17 @@ import logging
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from headstart.allocator import give_back
+from headstart.threads import on_threads
 from headstart.training.engine import Engine, Learner, Mode, Precision
+from headstart.training.fused import UNCLIPPED, Clipping, FusedAdam
+from headstart.training.tracing import CannotCompileError
 from headstart.types import Task
 from headstart.vectorize import count_tasks
 
@@ -24,6 +28,12 @@ CHUNK = 16
 """Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
 """Timed gradients of each candidate, after one to warm up; the median counts."""
+SHORT_MS = 2.0
+"""A compiled update that takes less on few threads is not compiled for more: each of its dozens of operations is then
+shorter than it takes to share it out (`docs/lab-log.md`)."""
+FEWER_THREADS = 1.15
+"""Half of the threads are preferred if they take no more than this times as long: they wait for each other less often,
+which is what takes longest beside other work, and what is compiled needs fewer than eager mode."""
 HOPELESS = 2.0
 """A candidate whose first timed gradient is this much slower than the best so far is not timed again."""
 
@@ -54,9 +64,9 @@ def choose(
     chunk_size: int | Literal["auto"] | None = "auto",
     precision: Precision = "float32",
     iterations: int = 1,
+    clipping: Clipping = UNCLIPPED,
 ) -> Choice:
     """The fastest way to compute the meta-gradient of `tasks`, of those left open.
-
 
     The learner is left as it was: parameters, gradients, running statistics, random state.
 
@@ -77,12 +87,15 @@ def choose(
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
             mode, in which every candidate is ready at once. What is compiled takes over that number. In runs of
             less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
-            `"auto"` a CPU's threads are halved, too, as long as that is no slower in eager mode: small products are
-            faster on one. What is compiled is then measured on both numbers, and compiled for each.
+            `"auto"` a CPU's threads are halved, too, as long as eager mode is hardly slower on them
+            (`FEWER_THREADS`). What is compiled is then measured on both numbers, and compiled for each, unless it
+            takes less than `SHORT_MS` on the smaller.
         precision: See `Engine`.
         iterations: Length of the run.
+        clipping: Of the run. Where the whole update is one compiled graph, that is what is measured, and what the
+            run then finds compiled.
     """
-    measure = _Measurement(learner, tasks, precision)
+    measure = _Measurement(learner, tasks, precision, clipping)
     total = count_tasks(tasks)
     if iterations < WORTH_MEASURING and not measure.on_gpu:
         given = min(CHUNK, total) if chunk_size == "auto" else chunk_size
@@ -94,17 +107,15 @@ def choose(
     else:
         chunk = open_chunks[0]
     threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
-    # What is fused may gain from threads where eager mode does not.
-    counts = [None] if threads is None else [threads, None]
     if mode == "auto":
         fast: Mode = "graphed" if measure.on_gpu else "compiled"
         eager_ms, mode = measure("eager", chunk, threads), "eager"
         if measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S:
-            best = min(counts, key=lambda count: measure(fast, chunk, count))
+            best = threads if measure.on_gpu else measure.compiled_threads(chunk, threads)
             if measure(fast, chunk, best) < eager_ms:
                 mode, threads = fast, best
-    elif mode == "compiled" and len(counts) > 1:
-        threads = min(counts, key=lambda count: measure("compiled", chunk, count))
+    elif mode == "compiled" and threads is not None:
+        threads = measure.compiled_threads(chunk, threads)
     give_back()  # all tasks at once may have taken far more than what was chosen will
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
@@ -120,8 +131,8 @@ def _candidates(total: int) -> list[int]:
 class _Measurement:
     """Times meta-gradients; each mode, chunk size and number of threads once."""
 
-    def __init__(self, learner: Learner, tasks: Task, precision: Precision):
-        self.learner, self.tasks = learner, tasks
+    def __init__(self, learner: Learner, tasks: Task, precision: Precision, clipping: Clipping):
+        self.learner, self.tasks, self.clipping = learner, tasks, clipping
         self.precision: Precision = precision
         self.device = next(p for _, p in learner.named_parameters()).device
         self.on_gpu = self.device.type == "cuda"
@@ -129,11 +140,17 @@ class _Measurement:
         self.best = float("inf")
 
     def fewest_threads(self, chunk_size: int) -> int | None:
-        """Half of the threads, a half of these and so on, as long as that is no slower in eager mode."""
+        """Half of the threads, a half of these and so on, as long as that is hardly slower in eager mode."""
         found, threads = None, torch.get_num_threads() // 2
-        while threads and self("eager", chunk_size, threads) <= self("eager", chunk_size, found):
+        while threads and self("eager", chunk_size, threads) <= FEWER_THREADS * self("eager", chunk_size, found):
             found, threads = threads, threads // 2
         return found
+
+    def compiled_threads(self, chunk_size: int, threads: int | None) -> int | None:
+        """`threads`, or all if these are faster: what is fused may gain from threads where eager mode does not."""
+        if threads is None or self("compiled", chunk_size, threads) < SHORT_MS:
+            return threads
+        return min((threads, None), key=lambda count: self("compiled", chunk_size, count))
 
     def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
         """Median milliseconds; infinite where the mode is not possible."""
@@ -150,9 +167,10 @@ class _Measurement:
 
     def _time(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
         engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
+        compute = self._computation(engine)
         try:
-            engine.compute(self.tasks)
-        except torch.OutOfMemoryError:
+            compute(self.tasks)
+        except (torch.OutOfMemoryError, CannotCompileError):
             return float("inf")
         if engine.mode != mode:
             return float("inf")
@@ -160,10 +178,23 @@ class _Measurement:
         self._wait()
         while len(times) < REPEATS and not (times and times[0] > HOPELESS * self.best):
             began = time.perf_counter()
-            engine.compute(self.tasks)
+            compute(self.tasks)
             self._wait()
             times.append(1e3 * (time.perf_counter() - began))
         return statistics.median(times)
+
+    def _computation(self, engine: Engine) -> Callable[[Task], Any]:
+        """What is timed: the meta-gradient, or, where it can be part of its graph, an update by a step of zero."""
+        if not engine.single_graph(self.tasks):
+            return engine.compute
+        named = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
+        update = FusedAdam(engine, torch.optim.Adam(named.values(), lr=0.0), list(named), self.clipping)
+
+        def on_its_threads(tasks: Task) -> Any:
+            with on_threads(engine.threads):
+                return update(tasks)
+
+        return on_its_threads
 
     def _wait(self) -> None:
         if self.on_gpu:
