@@ -161,4 +161,5 @@ def _reference(name: str, overrides: Sizes, effort: Effort, first_order: bool, f
 def _first(record: dict[str, Any]) -> str:
     if "failed" in record:
         return record["failed"]
-    return f"first call {record['first_call_s']:.1f} s, then {1e3 * record['probe_s']:.1f} ms"
+    start_s = record["prepare_s"] + record["first_call_s"]
+    return f"start {start_s:.1f} s, then {1e3 * record['probe_s']:.1f} ms"

@@ -6,6 +6,7 @@ import headstart
 from benchmarks.peers import Prepared
 from benchmarks.works import Work, initial, restore
 from headstart.training.engine import Mode, Precision
+from headstart.training.fused import Clipping
 from headstart.training.gradient import GradientUpdater
 from headstart.training.tuning import choose
 from headstart.types import Params
@@ -31,7 +32,7 @@ def prepare(
     )
     start, tasks = initial(model), work.sample()
     # How many tasks at once and on how many threads, measured before anything is timed, as in a long run.
-    chosen = choose(learner, tasks, mode=mode, precision=precision, iterations=60_000)
+    chosen = choose(learner, tasks, mode=mode, precision=precision, iterations=60_000, clipping=Clipping(None, None))
     updater = GradientUpdater(learner, engine=chosen.engine(learner))
 
     def step() -> None:

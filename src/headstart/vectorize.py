@@ -78,7 +78,8 @@ def _over_stacked(fn: Callable[[Task], Any], tasks: Task, how: Vectorize, chunk_
         return _loop(fn, tasks, count), how
     # Dropout draws its own mask for every task. A failed attempt must not move the random state: a
     # resumed run would then differ from an uninterrupted one.
-    part = None if chunk_size is None or chunk_size >= count else chunk_size  # a single part would be copied, too
+    # One part is no parts: `vmap` would copy its results, and the recorded graph would be another.
+    part = chunk_size if chunk_size is not None and chunk_size < count else None
     vectorized = torch.vmap(fn, randomness="different", chunk_size=part)
     if how == "vmap":
         return vectorized(tasks), how

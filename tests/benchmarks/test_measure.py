@@ -26,7 +26,7 @@ def test_systems_are_compared_in_processes_of_their_own():
     assert measured["tasks_per_s"] == pytest.approx(2000 / measured["ms"])
     assert len(measured["ms_blocks"]) == 2
     assert result["setting"]["width"] == 4
-    assert "first call" in lines[0]
+    assert "start" in lines[0]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
@@ -94,7 +94,11 @@ class Pretending:
         self.system = arguments.get("system", self.system)
         if do == "block" and self.system == "JAX":
             raise WorkerError("block took over 60 s")
-        answers = {"first": {"first_call_s": 9.0}, "block": {"seconds": 0.25, "peak_mib": 7.0}}
+        answers = {
+            "prepare": {"prepare_s": 1.0},
+            "first": {"first_call_s": 9.0},
+            "block": {"seconds": 0.25, "peak_mib": 7.0},
+        }
         return answers.get(do, {})
 
     def stop(self):
@@ -103,9 +107,11 @@ class Pretending:
 
 def test_a_failure_costs_what_failed_and_no_more(monkeypatch):
     monkeypatch.setattr(measure, "WorkerProcess", Pretending)
-    result = compare(["TorchOpt", "JAX"], "sinusoid", BRIEF, report=lambda line: None)
+    lines = []
+    result = compare(["TorchOpt", "JAX"], "sinusoid", BRIEF, report=lines.append)
+    assert lines[0] == "  TorchOpt: start 10.0 s, then 250.0 ms"
     assert result["failed_references"] == {"False": "no memory"}
     assert result["systems"]["TorchOpt"]["ms"] == 250
     assert result["systems"]["TorchOpt"]["tasks_per_s"] == 100
     assert "error" not in result["systems"]["TorchOpt"]
-    assert result["systems"]["JAX"] == {"first_call_s": 9.0, "failed": "block took over 60 s"}
+    assert result["systems"]["JAX"] == {"prepare_s": 1.0, "first_call_s": 9.0, "failed": "block took over 60 s"}

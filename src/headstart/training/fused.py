@@ -23,9 +23,6 @@ class Clipping(NamedTuple):
     norm: float | None
 
 
-UNCLIPPED = Clipping(None, None)
-
-
 class State(NamedTuple):
     """What Adam remembers, by parameter name; `updates` is the number of updates, once for each parameter."""
 

@@ -186,10 +186,16 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
 
 
-_OPTIONS = {"fallback_random": True, "emulate_precision_casts": True, "size_asserts": False}
+_OPTIONS = {
+    "fallback_random": True,
+    "emulate_precision_casts": True,
+    "size_asserts": False,
+    "layout_optimization": False,
+}
 """Random numbers as in eager mode. Values rounded to bfloat16 wherever eager mode rounds them: on a pooled network of
 four blocks a step's derivative was 10 % away from eager mode's without, 1 % with (`docs/lab-log.md`). Sizes unchecked,
-as a graph is only called with those it was compiled for."""
+as a graph is only called with those it was compiled for. Native convolutions in the layout in which they are recorded:
+with channels last, which the compiler prefers, an update on large images took a fifth longer."""
 
 _NO_PROBE = {"cpp.vec_isa_ok": True}
 """Does without the programs by which PyTorch tries AVX2 and AVX-512 with all its headers, once for each wider set: a

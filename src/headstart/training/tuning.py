@@ -13,7 +13,8 @@ from torch import nn
 from headstart.allocator import give_back
 from headstart.threads import on_threads
 from headstart.training.engine import Engine, Learner, Mode, Precision
-from headstart.training.fused import UNCLIPPED, Clipping, FusedAdam
+from headstart.training.fused import Clipping
+from headstart.training.gradient import GradientLearner, GradientUpdater
 from headstart.training.tracing import CannotCompileError
 from headstart.types import Task
 from headstart.vectorize import count_tasks
@@ -28,12 +29,12 @@ CHUNK = 16
 """Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
 """Timed gradients of each candidate, after one to warm up; the median counts."""
-SHORT_MS = 2.0
-"""A compiled update that takes less on few threads is not compiled for more: each of its dozens of operations is then
-shorter than it takes to share it out (`docs/lab-log.md`)."""
-FEWER_THREADS = 1.15
-"""Half of the threads are preferred if they take no more than this times as long: they wait for each other less often,
-which is what takes longest beside other work, and what is compiled needs fewer than eager mode."""
+WORTH_COMPILING_AGAIN_S = 60.0
+"""A run that would take less than this, compiled for few threads, is not compiled for more of them, too: that takes ten
+seconds to two minutes where it is done for the first time, and cannot save as much."""
+HARDLY_SLOWER = 1.1
+"""Fewer tasks at once, and fewer threads, are preferred if they take at most this times as long as the fastest: they
+take less memory, are slowed less by other work on the machine, and which is fastest is then mostly chance."""
 HOPELESS = 2.0
 """A candidate whose first timed gradient is this much slower than the best so far is not timed again."""
 
@@ -57,14 +58,14 @@ class Choice(NamedTuple):
 
 
 def choose(
-    learner: Learner,
+    learner: GradientLearner,
     tasks: Task,
     *,
     mode: ModeOrAuto = "auto",
     chunk_size: int | Literal["auto"] | None = "auto",
     precision: Precision = "float32",
     iterations: int = 1,
-    clipping: Clipping = UNCLIPPED,
+    clipping: Clipping | None = None,
 ) -> Choice:
     """The fastest way to compute the meta-gradient of `tasks`, of those left open.
 
@@ -85,17 +86,17 @@ def choose(
         mode: A mode, or `"auto"`: `"graphed"` or `"eager"` on a GPU; elsewhere `"compiled"` if the whole run
             would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
-            mode, in which every candidate is ready at once. What is compiled takes over that number. In runs of
-            less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
-            `"auto"` a CPU's threads are halved, too, as long as eager mode is hardly slower on them
-            (`FEWER_THREADS`). What is compiled is then measured on both numbers, and compiled for each, unless it
-            takes less than `SHORT_MS` on the smaller.
+            mode, in which every candidate is ready at once, or fewer if hardly slower (`HARDLY_SLOWER`). What is
+            compiled takes over that number. In runs of less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`,
+            and `mode="auto"` is eager. With `"auto"` a CPU's threads are halved, too, as long as that is hardly slower.
+            What is compiled is then measured on both numbers, and compiled for each, if the run would take
+            `WORTH_COMPILING_AGAIN_S` on the smaller.
         precision: See `Engine`.
         iterations: Length of the run.
-        clipping: Of the run. Where the whole update is one compiled graph, that is what is measured, and what the
-            run then finds compiled.
+        clipping: Of the updates, if they are to be a `GradientUpdater`'s: a whole one is then measured where it is
+            one compiled graph, and found compiled by the run. None: meta-gradients alone are measured.
     """
-    measure = _Measurement(learner, tasks, precision, clipping)
+    measure = _Measurement(learner, tasks, precision, clipping, iterations)
     total = count_tasks(tasks)
     if iterations < WORTH_MEASURING and not measure.on_gpu:
         given = min(CHUNK, total) if chunk_size == "auto" else chunk_size
@@ -103,7 +104,8 @@ def choose(
     _log.info("Measuring how to compute meta-gradients fastest ...")
     open_chunks = _candidates(total) if chunk_size == "auto" else [total if chunk_size is None else chunk_size]
     if len(open_chunks) > 1 or (mode == "auto" and not measure.on_gpu):
-        chunk = min(open_chunks, key=lambda size: measure("eager", size))
+        fastest = min(measure("eager", size) for size in open_chunks)
+        chunk = next(size for size in open_chunks if measure("eager", size) <= HARDLY_SLOWER * fastest)
     else:
         chunk = open_chunks[0]
     threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
@@ -111,10 +113,10 @@ def choose(
         fast: Mode = "graphed" if measure.on_gpu else "compiled"
         eager_ms, mode = measure("eager", chunk, threads), "eager"
         if measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S:
-            best = threads if measure.on_gpu else measure.compiled_threads(chunk, threads)
+            best = measure.compiled_threads(chunk, threads)
             if measure(fast, chunk, best) < eager_ms:
                 mode, threads = fast, best
-    elif mode == "compiled" and threads is not None:
+    elif mode == "compiled":
         threads = measure.compiled_threads(chunk, threads)
     give_back()  # all tasks at once may have taken far more than what was chosen will
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
@@ -129,10 +131,12 @@ def _candidates(total: int) -> list[int]:
 
 
 class _Measurement:
-    """Times meta-gradients; each mode, chunk size and number of threads once."""
+    """Times meta-gradients, or updates where these are one graph; each mode, chunk size and number of threads once."""
 
-    def __init__(self, learner: Learner, tasks: Task, precision: Precision, clipping: Clipping):
-        self.learner, self.tasks, self.clipping = learner, tasks, clipping
+    def __init__(
+        self, learner: GradientLearner, tasks: Task, precision: Precision, clipping: Clipping | None, iterations: int
+    ):
+        self.learner, self.tasks, self.clipping, self.iterations = learner, tasks, clipping, iterations
         self.precision: Precision = precision
         self.device = next(p for _, p in learner.named_parameters()).device
         self.on_gpu = self.device.type == "cuda"
@@ -141,14 +145,17 @@ class _Measurement:
 
     def fewest_threads(self, chunk_size: int) -> int | None:
         """Half of the threads, a half of these and so on, as long as that is hardly slower in eager mode."""
-        found, threads = None, torch.get_num_threads() // 2
-        while threads and self("eager", chunk_size, threads) <= FEWER_THREADS * self("eager", chunk_size, found):
-            found, threads = threads, threads // 2
+        found, fastest, threads = None, self("eager", chunk_size), torch.get_num_threads() // 2
+        while threads and (ms := self("eager", chunk_size, threads)) <= HARDLY_SLOWER * fastest:
+            found, fastest, threads = threads, min(fastest, ms), threads // 2
         return found
 
     def compiled_threads(self, chunk_size: int, threads: int | None) -> int | None:
         """`threads`, or all if these are faster: what is fused may gain from threads where eager mode does not."""
-        if threads is None or self("compiled", chunk_size, threads) < SHORT_MS:
+        if threads is None:
+            return None
+        ms = self("compiled", chunk_size, threads)
+        if math.isinf(ms) or ms * self.iterations / 1e3 < WORTH_COMPILING_AGAIN_S:
             return threads
         return min((threads, None), key=lambda count: self("compiled", chunk_size, count))
 
@@ -158,7 +165,7 @@ class _Measurement:
             if (record["mode"], record["chunk_size"], record["threads"]) == (mode, chunk_size, threads):
                 return float("inf") if record["ms"] is None else record["ms"]
         gpus = [self.device] if self.on_gpu else []
-        with torch.random.fork_rng(gpus), _KeptGradients(self.learner):
+        with torch.random.fork_rng(gpus), _Kept(self.learner):
             ms = self._time(mode, chunk_size, threads)
         self.best = min(self.best, ms)
         known = round(ms, 3) if math.isfinite(ms) else None  # JSON knows no infinity
@@ -170,8 +177,10 @@ class _Measurement:
         compute = self._computation(engine)
         try:
             compute(self.tasks)
-        except (torch.OutOfMemoryError, CannotCompileError):
+        except torch.OutOfMemoryError:
             return float("inf")
+        except CannotCompileError as error:
+            engine.fall_back(error)
         if engine.mode != mode:
             return float("inf")
         times: list[float] = []
@@ -184,11 +193,14 @@ class _Measurement:
         return statistics.median(times)
 
     def _computation(self, engine: Engine) -> Callable[[Task], Any]:
-        """What is timed: the meta-gradient, or, where it can be part of its graph, an update by a step of zero."""
-        if not engine.single_graph(self.tasks):
+        """What is timed: the meta-gradient, or the update that it is compiled into one graph with.
+
+        In eager mode the optimiser, which is not timed, would come on top: that favours eager mode by a little.
+        """
+        if self.clipping is None or not engine.single_graph(self.tasks):
             return engine.compute
-        named = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
-        update = FusedAdam(engine, torch.optim.Adam(named.values(), lr=0.0), list(named), self.clipping)
+        clip_value, clip_norm = self.clipping
+        update = GradientUpdater(self.learner, engine, clip_value=clip_value, clip_norm=clip_norm).compiled
 
         def on_its_threads(tasks: Task) -> Any:
             with on_threads(engine.threads):
@@ -201,17 +213,19 @@ class _Measurement:
             torch.cuda.synchronize(self.device)
 
 
-class _KeptGradients:
-    """Gradients put aside, and back again."""
+class _Kept:
+    """Parameters and their gradients: put aside, and back again."""
 
     def __init__(self, learner: Learner):
         self.parameters: list[nn.Parameter] = [p for _, p in learner.named_parameters()]
 
     def __enter__(self) -> None:
-        self.grads = [p.grad for p in self.parameters]
+        self.kept = [(p.detach().clone(), p.grad) for p in self.parameters]
         for p in self.parameters:
             p.grad = None
 
+    @torch.no_grad()
     def __exit__(self, *_: Any) -> None:
-        for p, grad in zip(self.parameters, self.grads, strict=True):
+        for p, (value, grad) in zip(self.parameters, self.kept, strict=True):
+            p.copy_(value)
             p.grad = grad
