@@ -3,8 +3,8 @@
 Started by `session.py` as `python -m benchmarks.worker`: reads one JSON command a line, answers each with one
 line. Only what is asked for runs, so any number of workers can be alive while one of them is timed.
 
-    prepare(system, work, overrides, threads)   import the library, build everything
-    first()                                     the first meta-iteration, compilation included
+    prepare(system, work, overrides, threads)   import the library, build everything, measure what is to be measured
+    first()                                     the first meta-iteration, with the compilation that is left
     block(iterations, warm_up)                  seconds per meta-iteration, and the peak of memory
     gradient(save | reference)                  save the meta-gradient, or its error against a saved one
 """

@@ -31,7 +31,7 @@ def prepare(
         recompute=recompute,
     )
     start, tasks = initial(model), work.sample()
-    # How many tasks at once and on how many threads, measured before anything is timed, as in a long run.
+    # How many tasks at once and on how many threads, measured in preparation, as in a long run.
     chosen = choose(learner, tasks, mode=mode, precision=precision, iterations=60_000, clipping=Clipping(None, None))
     updater = GradientUpdater(learner, engine=chosen.engine(learner))
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from headstart import recipes
-from headstart.recipes import CharacterRecipe, ControlRecipe, SupervisedRecipe, work
+from headstart.recipes import CharacterRecipe, ControlRecipe, SupervisedRecipe, supervised, work
 from headstart.recipes.characters import _without_convolutions
 from headstart.training.evaluate import TEST, VALIDATION, evaluate, fixed_tasks
 from headstart.training.files import FileError
+from headstart.training.fused import Clipping
 from headstart.training.run import Run
+from headstart.training.tuning import choose
 
 EXPERIMENTS = recipes.experiments()
 PROBLEMS = [name for name, e in EXPERIMENTS.items() if not e.recipe.own_data and e.recipe.kind != "intents"]
@@ -36,6 +38,17 @@ def test_every_recipe_trains_and_evaluates_at_smoke_size(name, tmp_path, request
     assert [step["step"] for step in result["per_step"]] == list(range(recipe.eval_steps + 1))
     assert all(step["mean"] is not None for step in result["per_step"])
     json.dumps(result, allow_nan=False)
+
+
+def test_updates_are_measured_with_the_clipping_that_they_will_have(tmp_path, monkeypatch):
+    """Otherwise another graph is compiled than is used."""
+    told = []
+    monkeypatch.setattr(supervised, "choose", lambda *_, **settings: (told.append(settings), choose(*_, **settings))[1])
+    recipe = replace(EXPERIMENTS["sinusoid-10shot"].recipe.smoke(), clip_value=0.5, clip_norm=2.0)
+    run = Run(tmp_path)
+    run.start(work.config_of("sinusoid-10shot", recipe))
+    recipe.trainer(run, None, "cpu")
+    assert [settings["clipping"] for settings in told] == [Clipping(0.5, 2.0)]
 
 
 def test_settings_are_the_papers():

@@ -142,6 +142,13 @@ class TestRandomNumbers:
         assert_close(Traced(fn, repeatable=True)(W), W)
 
 
+def test_convolutions_keep_their_layout_on_a_cpu(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, examples, options: (told.append(options), graph)[1])
+    Traced(lambda x: 2 * x)(W)
+    assert [options["layout_optimization"] for options in told] == [False]
+
+
 class TestDamagedCache:
     """A process that is killed while it compiles leaves a file that cannot be loaded."""
 

@@ -43,9 +43,6 @@ def clock(monkeypatch):
             def __init__(self, learner, *, mode, chunk_size, precision, threads):
                 self.learner, self.mode, self.chunk_size, self.threads = learner, mode, chunk_size, threads
 
-            def single_graph(self, tasks: Task) -> bool:
-                return False
-
             def compute(self, tasks: Task) -> None:
                 made.calls.append((self.mode, self.chunk_size))
                 made.threads.append(self.threads)
@@ -171,14 +168,16 @@ class TestChoice:
         assert (choice.mode, choice.threads, set(times.threads)) == ("eager", threads, tried)
         assert choose_for(chunk_size=3).threads is None  # no measurement is asked for
 
-    @pytest.mark.parametrize(("all_ms", "one_ms", "threads"), [(4.0, 3.0, 1), (3.0, 4.0, None)])
+    @pytest.mark.parametrize(("all_ms", "one_ms", "threads"), [(4.0, 3.0, 1), (4.0, 4.3, 1), (4.0, 4.5, None)])
     @pytest.mark.parametrize("mode", ["auto", "compiled"])
     def test_what_is_compiled_is_measured_on_all_threads_too(self, clock, monkeypatch, mode, all_ms, one_ms, threads):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         times = clock(lambda mode, size: SLOW if mode == "eager" else all_ms)
         times.factors = {("eager", 1): 0.9, ("compiled", 1): one_ms / all_ms}
-        choice = choose_for(iterations=LONG * 10, mode=mode)
+        choice = choose_for(iterations=LONG * 100, mode=mode)
         assert (choice.mode, choice.threads) == ("compiled", threads)
+        compiled = {count for (how, _), count in zip(times.calls, times.threads, strict=True) if how == "compiled"}
+        assert compiled == {1, None}
 
     @pytest.mark.parametrize("mode", ["auto", "compiled"])
     def test_a_short_compiled_run_is_compiled_once(self, clock, monkeypatch, mode):
@@ -257,6 +256,26 @@ def test_the_graph_that_is_measured_is_the_graph_of_the_run(monkeypatch):
     choose(learner, tasks, chunk_size=None, iterations=10**9)
     (alone,) = graphs
     assert alone != measured
+
+
+def test_in_eager_mode_no_parameter_is_written_to():
+    """A loss from before could not be differentiated any more; and an expanded tensor cannot be written to."""
+    learner = learner_of()
+    learner.model[-1].bias = nn.Parameter(torch.zeros((), dtype=torch.float64).expand(1), requires_grad=False)
+    versions = [p._version for p in learner.parameters()]
+    choose(learner, tasks_of(3), iterations=WORTH_MEASURING)
+    assert [p._version for p in learner.parameters()] == versions
+
+
+@pytest.mark.usefixtures("recorded")
+def test_an_update_is_measured_on_the_threads_it_will_have(monkeypatch):
+    seen, call = [], FusedAdam.__call__
+    monkeypatch.setattr(FusedAdam, "__call__", lambda *args: (seen.append(torch.get_num_threads()), call(*args))[1])
+    before = torch.get_num_threads()
+    measure = tuning._Measurement(learner_of(), tasks_of(3), "float32", Clipping(None, None), 10**9)
+    measure("compiled", 3, before + 1)
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.usefixtures("recorded")

@@ -168,7 +168,8 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     inputs: list[Any] = list(examples)
-    options = _OPTIONS | (_NO_PROBE if config.cpp.vec_isa_ok is None else {})  # TORCHINDUCTOR_VEC_ISA_OK decides
+    options: dict[str, Any] = _OPTIONS | ({} if _gpus(examples) else _AS_RECORDED)
+    options |= _NO_PROBE if config.cpp.vec_isa_ok is None else {}  # TORCHINDUCTOR_VEC_ISA_OK decides
     for _ in range(_DAMAGED_FILES):
         try:
             # Without an environment of shapes PyTorch keeps the graph's pieces on disk, but not the graph.
@@ -186,16 +187,14 @@ def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
     raise CannotCompileError(f"more than {_DAMAGED_FILES} compiled files in the cache are damaged: remove the cache")
 
 
-_OPTIONS = {
-    "fallback_random": True,
-    "emulate_precision_casts": True,
-    "size_asserts": False,
-    "layout_optimization": False,
-}
+_OPTIONS = {"fallback_random": True, "emulate_precision_casts": True, "size_asserts": False}
 """Random numbers as in eager mode. Values rounded to bfloat16 wherever eager mode rounds them: on a pooled network of
 four blocks a step's derivative was 10 % away from eager mode's without, 1 % with (`docs/lab-log.md`). Sizes unchecked,
-as a graph is only called with those it was compiled for. Native convolutions in the layout in which they are recorded:
-with channels last, which the compiler prefers, an update on large images took a fifth longer."""
+as a graph is only called with those it was compiled for."""
+
+_AS_RECORDED = {"layout_optimization": False}
+"""On a CPU native convolutions stay in the layout in which they are recorded: with channels last, which the compiler
+prefers, a meta-gradient on large images took a fifth longer (`docs/lab-log.md`)."""
 
 _NO_PROBE = {"cpp.vec_isa_ok": True}
 """Does without the programs by which PyTorch tries AVX2 and AVX-512 with all its headers, once for each wider set: a

@@ -28,21 +28,24 @@ WORTH_MEASURING = 200
 CHUNK = 16
 """Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
-"""Timed gradients of each candidate, after one to warm up; the median counts."""
+"""Timed calls of each candidate, after one to warm up; the median counts."""
 WORTH_COMPILING_AGAIN_S = 60.0
 """A run that would take less than this, compiled for few threads, is not compiled for more of them, too: that takes ten
-seconds to two minutes where it is done for the first time, and cannot save as much."""
+seconds to two minutes where it is done for the first time, and rarely saves as much."""
 HARDLY_SLOWER = 1.1
-"""Fewer tasks at once, and fewer threads, are preferred if they take at most this times as long as the fastest: they
-take less memory, are slowed less by other work on the machine, and which is fastest is then mostly chance."""
+"""Fewer tasks at once, and then fewer threads, are preferred if that takes at most this times as long as the fastest:
+they take less memory, are slowed less by other work on the machine, and which is fastest is then mostly chance."""
 HOPELESS = 2.0
-"""A candidate whose first timed gradient is this much slower than the best so far is not timed again."""
+"""A candidate whose first timed call is this much slower than the best so far is not timed again."""
 
 _log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """How to compute meta-gradients, and what was measured to find it: milliseconds by mode, chunk size and threads."""
+    """How to compute meta-gradients, and what was measured to find it, by mode, chunk size and threads.
+
+    That is milliseconds of a meta-gradient, or of the whole update where it was compiled with it.
+    """
 
     mode: Mode
     chunk_size: int
@@ -87,10 +90,11 @@ def choose(
             would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
             mode, in which every candidate is ready at once, or fewer if hardly slower (`HARDLY_SLOWER`). What is
-            compiled takes over that number. In runs of less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`,
-            and `mode="auto"` is eager. With `"auto"` a CPU's threads are halved, too, as long as that is hardly slower.
-            What is compiled is then measured on both numbers, and compiled for each, if the run would take
-            `WORTH_COMPILING_AGAIN_S` on the smaller.
+            compiled takes over that number, and has the optimiser in its graph only if that is all tasks. In runs
+            of less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
+            `"auto"` a CPU's threads are halved, too, as long as that is hardly slower. What is compiled is then
+            measured on both numbers, and compiled for each, if the run would take `WORTH_COMPILING_AGAIN_S` on the
+            smaller.
         precision: See `Engine`.
         iterations: Length of the run.
         clipping: Of the updates, if they are to be a `GradientUpdater`'s: a whole one is then measured where it is
@@ -157,7 +161,7 @@ class _Measurement:
         ms = self("compiled", chunk_size, threads)
         if math.isinf(ms) or ms * self.iterations / 1e3 < WORTH_COMPILING_AGAIN_S:
             return threads
-        return min((threads, None), key=lambda count: self("compiled", chunk_size, count))
+        return threads if ms <= HARDLY_SLOWER * self("compiled", chunk_size) else None
 
     def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
         """Median milliseconds; infinite where the mode is not possible."""
@@ -165,7 +169,7 @@ class _Measurement:
             if (record["mode"], record["chunk_size"], record["threads"]) == (mode, chunk_size, threads):
                 return float("inf") if record["ms"] is None else record["ms"]
         gpus = [self.device] if self.on_gpu else []
-        with torch.random.fork_rng(gpus), _Kept(self.learner):
+        with torch.random.fork_rng(gpus), _KeptGradients(self.learner):
             ms = self._time(mode, chunk_size, threads)
         self.best = min(self.best, ms)
         known = round(ms, 3) if math.isfinite(ms) else None  # JSON knows no infinity
@@ -174,7 +178,14 @@ class _Measurement:
 
     def _time(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
         engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
-        compute = self._computation(engine)
+        if self.clipping is None or not engine.single_graph(self.tasks):
+            return self._median(engine, engine.compute)
+        # In eager mode the optimiser would come on top of what is timed: that favours eager mode by a little.
+        with _KeptValues(self.learner):
+            return self._median(engine, self._update(engine, self.clipping))
+
+    def _median(self, engine: Engine, compute: Callable[[Task], Any]) -> float:
+        mode = engine.mode
         try:
             compute(self.tasks)
         except torch.OutOfMemoryError:
@@ -192,19 +203,13 @@ class _Measurement:
             times.append(1e3 * (time.perf_counter() - began))
         return statistics.median(times)
 
-    def _computation(self, engine: Engine) -> Callable[[Task], Any]:
-        """What is timed: the meta-gradient, or the update that it is compiled into one graph with.
-
-        In eager mode the optimiser, which is not timed, would come on top: that favours eager mode by a little.
-        """
-        if self.clipping is None or not engine.single_graph(self.tasks):
-            return engine.compute
-        clip_value, clip_norm = self.clipping
-        update = GradientUpdater(self.learner, engine, clip_value=clip_value, clip_norm=clip_norm).compiled
+    def _update(self, engine: Engine, clipping: Clipping) -> Callable[[Task], Any]:
+        """The update that is one graph with the meta-gradient, made as the run makes it."""
+        updater = GradientUpdater(self.learner, engine, clip_value=clipping.value, clip_norm=clipping.norm)
 
         def on_its_threads(tasks: Task) -> Any:
             with on_threads(engine.threads):
-                return update(tasks)
+                return updater.compiled(tasks)
 
         return on_its_threads
 
@@ -213,19 +218,33 @@ class _Measurement:
             torch.cuda.synchronize(self.device)
 
 
-class _Kept:
-    """Parameters and their gradients: put aside, and back again."""
+class _KeptGradients:
+    """Gradients put aside, and back again."""
 
     def __init__(self, learner: Learner):
         self.parameters: list[nn.Parameter] = [p for _, p in learner.named_parameters()]
 
     def __enter__(self) -> None:
-        self.kept = [(p.detach().clone(), p.grad) for p in self.parameters]
+        self.grads = [p.grad for p in self.parameters]
         for p in self.parameters:
             p.grad = None
 
+    def __exit__(self, *_: Any) -> None:
+        for p, grad in zip(self.parameters, self.grads, strict=True):
+            p.grad = grad
+
+
+class _KeptValues:
+    """Meta-parameters copied, and put back if an update moved them."""
+
+    def __init__(self, learner: Learner):
+        self.parameters = [p for _, p in learner.named_parameters() if p.requires_grad]
+
+    def __enter__(self) -> None:
+        self.values = [p.detach().clone() for p in self.parameters]
+
     @torch.no_grad()
     def __exit__(self, *_: Any) -> None:
-        for p, (value, grad) in zip(self.parameters, self.kept, strict=True):
-            p.copy_(value)
-            p.grad = grad
+        for p, value in zip(self.parameters, self.values, strict=True):
+            if not torch.equal(p, value):
+                p.copy_(value)
