@@ -131,6 +131,37 @@ class TestSweep:
             assert_close(losses, by_hand(learner, tasks)[0])
         assert len(recorded) == 3
 
+    @pytest.mark.parametrize("recomputes", [False, True])
+    def test_steps_are_kept_or_computed_again(self, recomputes):
+        learner, tasks = Parabola(4), tasks_of(4)
+        learner.recomputes = recomputes
+        sweep = swept(learner)
+        meta = {name: p.detach() for name, p in learner.named_parameters()}
+        losses, _, grads = sweep(meta, dict(learner.named_buffers()), tasks)
+        expected, gradient = by_hand(learner, tasks)
+        assert_close(losses, expected)
+        given = torch.cat([grads[name].reshape(-1) for name in ("rate", "start_at", "velocity", "scale")])
+        assert error(given, gradient) < 1e-12
+        made = [len(piece.compiled) for piece in (sweep.keeping, sweep.forwards, sweep.backwards)]
+        assert made == ([0, 1, 1] if recomputes else [1, 0, 0])
+
+    def test_steps_that_write_to_what_they_compute_are_computed_again(self):
+        class Writing(Parabola):
+            def step(self, fast, state, task):
+                fast, state = super().step(fast, state, task)
+                return {"w": fast["w"].clone().mul_(1.0)}, state
+
+        learner, tasks = Writing(4), tasks_of(4)
+        sweep = swept(learner)
+        meta = {name: p.detach() for name, p in learner.named_parameters()}
+        losses, _, grads = sweep(meta, dict(learner.named_buffers()), tasks)
+        expected, gradient = by_hand(learner, tasks)
+        assert_close(losses, expected)
+        given = torch.cat([grads[name].reshape(-1) for name in ("rate", "start_at", "velocity", "scale")])
+        assert error(given, gradient) < 1e-12
+        assert sweep.recomputes
+        assert len(sweep.backwards.compiled) == 1
+
     def test_needs_only_the_last_piece_for_one_step(self, recorded):
         learner = Parabola(1)
         meta = {name: p.detach() for name, p in learner.named_parameters()}

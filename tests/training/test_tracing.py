@@ -333,3 +333,31 @@ def test_other_views_become_reshapes(fn):
 def test_names_of_random_operations():
     graph = torch.fx.experimental.proxy_tensor.make_fx(lambda x: x + torch.rand_like(x))(W)
     assert tracing.random_operations(graph) == ["aten.rand_like.default"]
+
+
+def test_what_is_written_and_never_read_is_left_out():
+    """Such as the counter of a batch norm in a scratch copy of its buffers."""
+
+    def counts(x: torch.Tensor, counter: torch.Tensor) -> list[torch.Tensor]:
+        scratch, read, view = counter.clone(), counter.clone(), counter.clone()
+        scratch.add_(1)
+        read.add_(1)
+        view[:1].add_(1)
+        return [x * 2, read, view]
+
+    counter = torch.zeros(2)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(counts)(X, counter)
+    tracing._drop_idle_writes(graph)
+    writes = [node for node in graph.graph.nodes if tracing.written(node)]
+    assert len(writes) == 2
+    assert_close(graph(X, counter), [2 * X, torch.ones(2), torch.tensor([1.0, 0.0])])
+
+
+def test_what_is_written_to_an_argument_stays():
+    def update(x: torch.Tensor, counter: torch.Tensor) -> list[torch.Tensor]:
+        counter.add_(1)
+        return [x * 2]
+
+    graph = torch.fx.experimental.proxy_tensor.make_fx(update)(X, torch.zeros(2))
+    tracing._drop_idle_writes(graph)
+    assert len([node for node in graph.graph.nodes if tracing.written(node)]) == 1

@@ -12,7 +12,14 @@ from headstart.training import tracing, tuning
 from headstart.training.fused import Clipping, FusedAdam
 from headstart.training.gradient import GradientUpdater
 from headstart.training.tracing import CannotCompileError
-from headstart.training.tuning import CHUNK, WORTH_COMPILING_AGAIN_S, WORTH_COMPILING_S, WORTH_MEASURING, choose
+from headstart.training.tuning import (
+    CHUNK,
+    LARGE_TASK_MS,
+    WORTH_COMPILING_AGAIN_S,
+    WORTH_COMPILING_S,
+    WORTH_MEASURING,
+    choose,
+)
 from headstart.vectorize import count_tasks
 
 TASKS = 6
@@ -50,7 +57,7 @@ def clock(monkeypatch):
                 if cost == float("inf"):
                     self.mode = "eager"
                 else:
-                    made.now_s += cost / 1e3
+                    made.now_s += cost / 1e3 * count_tasks(tasks) / TASKS  # a part takes its part of the time
 
         monkeypatch.setattr(tuning, "Engine", Engine)
         monkeypatch.setattr(tuning, "time", made)
@@ -122,6 +129,42 @@ class TestChoice:
         choice = choose_for(iterations=10**6)
         assert (choice.mode, choice.chunk_size) == ("compiled", 2)
         assert {size for mode, size in times.calls if mode == "compiled"} == {2}
+
+    @pytest.mark.parametrize(
+        ("eager_ms", "alone_ms", "iterations", "chunk"),
+        [
+            (6 * LARGE_TASK_MS, 109.0, 10**6, 1),
+            (6 * LARGE_TASK_MS, 111.0, 10**6, 2),
+            (6 * LARGE_TASK_MS - 1, 1.0, 10**6, 2),
+            (6 * LARGE_TASK_MS, 1.0, WORTH_MEASURING, 2),
+        ],
+        ids=["as fast", "slower", "small tasks", "short run"],
+    )
+    @pytest.mark.parametrize("mode", ["auto", "compiled"])
+    def test_large_tasks_are_compiled_one_at_a_time_if_hardly_slower(
+        self, clock, mode, eager_ms, alone_ms, iterations, chunk
+    ):
+        costs = {("compiled", 1): alone_ms, ("compiled", 2): 100.0, ("eager", 2): eager_ms}
+        clock(lambda mode, size: costs.get((mode, size), 2 * eager_ms))
+        choice = choose_for(mode=mode, iterations=iterations)
+        short = iterations == WORTH_MEASURING and mode == "auto"
+        assert (choice.mode, choice.chunk_size) == ("eager" if short else "compiled", chunk)
+
+    def test_only_the_first_chunk_is_computed(self, clock, monkeypatch):
+        counts = []
+        times = clock(lambda mode, size: FAST)
+        compute = tuning.Engine.compute
+        monkeypatch.setattr(
+            tuning.Engine, "compute", lambda self, tasks: (counts.append(count_tasks(tasks)), compute(self, tasks))[1]
+        )
+        choice = choose_for()
+        assert {(size, count) for (_, size), count in zip(times.calls, counts, strict=True)} == {
+            (1, 1),
+            (2, 2),
+            (4, 4),
+            (6, 6),
+        }
+        assert [r["ms"] for r in choice.measured] == [FAST] * 4
 
     def test_a_hopeless_candidate_is_timed_once(self, clock):
         times = clock(lambda mode, size: {1: 10.0, 2: 19.0, 4: 21.0, 6: 5.0}[size])

@@ -1,14 +1,17 @@
 """The meta-gradient of several inner steps from three compiled pieces, whatever the number of steps.
 
-    forwards    keep the adapted parameters before each step           piece: one inner step
-    the last    step, the query loss, and the gradient of both         piece: one step and the query loss
-    backwards   from step to step, recomputing each one's derivative   piece: the derivative of one inner step
+    forwards    step by step, keeping what the way back needs     piece: one inner step
+    the last    step, the query loss, and the gradient of both    piece: one step and the query loss
+    backwards   from step to step                                 piece: the derivative of one inner step
 
-Only the parameters after each step are kept, so memory hardly grows with their number; compile time does not.
+Compile time does not depend on the number of steps. Where the learner recomputes, only the parameters before each step
+are kept, and its derivative computes the step again: memory hardly grows with their number either.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +20,13 @@ from torch.utils import _pytree as pytree
 
 from headstart.training.functional import added, call, gradients
 from headstart.training.tracing import Traced
+from headstart.training.vjp import CannotTakeApartError, TracedVjp
 from headstart.types import Params, Task
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
+
+_log = logging.getLogger(__name__)
 
 
 class Sweep:
@@ -37,6 +43,8 @@ class Sweep:
         self.forwards = Traced(self._step, static, repeatable=True)
         self.last = Traced(self._last, static, repeatable=True)
         self.backwards = Traced(self._derivative, static, repeatable=True)
+        self.keeping = TracedVjp(self._step, self._step_and_derivative, static)
+        self.recomputes = False
 
     def __call__(self, meta: Params, buffers: Params, tasks: Task) -> tuple[Tensor, Any, Params]:
         """Losses `[tasks]`, statistics, and the gradient of the sum of the losses."""
@@ -50,13 +58,23 @@ class Sweep:
         carry = pytree.tree_unflatten([t.detach().contiguous() for t in tensors], structure)
         path = []
         for _ in range(self.learner.steps - 1):
-            path.append(carry)
-            carry = self.forwards(meta, buffers, carry, tasks)
+            carry, derivative = self._forwards(meta, buffers, carry, tasks)
+            path.append(derivative)
         losses, seen, total, cotangents = self.last(meta, buffers, carry, tasks)
-        for carry in reversed(path):
-            more, cotangents = self.backwards(meta, buffers, carry, tasks, cotangents)
+        while path:
+            more, cotangents = path.pop()(cotangents)
             total = added(total, more)
         return losses, seen, added(total, gradients(tensors, cotangents, leaves))
+
+    def _forwards(self, *trees: Any) -> tuple[Carry, Callable[[list[Tensor]], tuple[Params, list[Tensor]]]]:
+        """The carry after a step, and what takes cotangents of it back through the step."""
+        if not (self.recomputes or getattr(self.learner, "recomputes", False)):
+            try:
+                return self.keeping(*trees)
+            except CannotTakeApartError as error:
+                _log.info("Inner steps are computed again backwards: %s.", error)
+                self.recomputes = True
+        return self.forwards(*trees), partial(self.backwards, *trees)
 
     def _step(self, meta: Params, buffers: Params, carry: Carry, tasks: Task) -> Carry:
         """One inner step of every task."""
@@ -87,10 +105,16 @@ class Sweep:
         self, meta: Params, buffers: Params, carry: Carry, tasks: Task, cotangents: list[Tensor]
     ) -> tuple[Params, list[Tensor]]:
         """What `cotangents` of the carry after a step are in the meta-parameters and in the carry before it."""
+        return self._step_and_derivative(meta, buffers, carry, tasks, cotangents)[1]
+
+    def _step_and_derivative(
+        self, meta: Params, buffers: Params, carry: Carry, tasks: Task, cotangents: list[Tensor]
+    ) -> tuple[Carry, tuple[Params, list[Tensor]]]:
+        """Both the carry after a step, and what `_derivative` returns."""
         leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
-        after = pytree.tree_leaves(self._step(leaves, buffers, carry, tasks))
-        grads = gradients(after, cotangents, leaves | inputs)
-        return _only(grads, leaves), _cotangents(grads, carry)
+        after = self._step(leaves, buffers, carry, tasks)
+        grads = gradients(pytree.tree_leaves(after), cotangents, leaves | inputs)
+        return pytree.tree_map(torch.Tensor.detach, after), (_only(grads, leaves), _cotangents(grads, carry))
 
 
 def _leaves(values: Params) -> Params:

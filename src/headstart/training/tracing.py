@@ -12,7 +12,8 @@ Compiled code is kept on disk by PyTorch, under `TORCHINDUCTOR_CACHE_DIR`, and f
 import logging
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Traced:
 
     def __init__(self, fn: Callable[..., Any], static: Callable[[], Any] = tuple, repeatable: bool = False):
         self.fn, self.static, self.repeatable = fn, static, repeatable
-        self.compiled: dict[Any, tuple[Callable[..., Any], pytree.TreeSpec, Any]] = {}
+        self.compiled: dict[Any, tuple[Any, Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
         """What `fn` returns for `trees`, any of which may be a `Flat`.
@@ -76,54 +77,74 @@ class Traced:
             CannotCompileError: It cannot be recorded as one graph, or the compiler failed.
             DrawsRandomNumbersError: It draws random numbers, and must be repeatable.
         """
+        (run, outputs), leaves = self.found(*trees)
+        with torch.no_grad():
+            return pytree.tree_unflatten(run(*leaves), outputs)
+
+    def found(self, *trees: Any) -> tuple[Any, list[Tensor]]:
+        """What `compile` made for trees like these, now or before, and their tensors."""
         flats = [t if isinstance(t, Flat) else Flat(t, dense=True) for t in trees]
         leaves = [leaf for flat in flats for leaf in flat.leaves]
         key = (*map(id, self.static()), *flats)
         if key not in self.compiled:
-            run, outputs = self._compile(flats, leaves)
+            made = self.compile(flats, leaves)
             static = self.static()  # again: running `fn` may have settled something, such as how to vectorise
             key = (*map(id, static), *flats)
-            self.compiled[key] = run, outputs, static  # kept, so that no `id` is used again
-        run, outputs, _ = self.compiled[key]
-        with torch.no_grad():
-            return pytree.tree_unflatten(run(*leaves), outputs)
+            self.compiled[key] = made, static  # kept, so that no `id` is used again
+        return self.compiled[key][0], leaves
 
-    def _compile(self, flats: list[Flat], leaves: list[Tensor]) -> tuple[Callable[..., Any], pytree.TreeSpec]:
-        outputs: list[pytree.TreeSpec] = []
-
-        def flat_fn(*given: Tensor) -> list[Tensor]:
-            rest = iter(given)
-            trees = [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
-            tree, structure = pytree.tree_flatten(self.fn(*trees))
-            outputs.append(structure)
-            return tree
-
-        examples = [leaf.detach().clone() for leaf in leaves]  # recording runs the function: nothing may be updated
-        if any(example.stride() != leaf.stride() for example, leaf in zip(examples, leaves, strict=True)):
-            raise CannotCompileError("a tensor that it updates is a slice or expanded: give it memory of its own")
-        with torch.random.fork_rng(_gpus(leaves)):
-            run = _compiled(flat_fn, examples, self.repeatable)
-        return run, outputs[-1]
+    def compile(self, flats: list[Flat], leaves: list[Tensor]) -> Any:
+        """A compiled function of `leaves`, and the structure of what it returns."""
+        with compiling(leaves) as examples:
+            graph, outputs = recorded(self.fn, flats, examples, self.repeatable)
+            return inductor(graph, examples), outputs
 
 
-def _compiled(fn: Callable[..., list[Tensor]], examples: list[Tensor], repeatable: bool) -> Callable[..., Any]:
-    from torch.fx.experimental.proxy_tensor import make_fx  # half a second, which eager runs need not wait for
+@contextmanager
+def compiling(leaves: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Copies of `leaves` to record with, which runs the function; whatever is raised then is why it cannot be.
 
+    Raises:
+        CannotCompileError: The reason.
+    """
+    examples = [leaf.detach().clone() for leaf in leaves]  # nothing may be updated
+    if any(example.stride() != leaf.stride() for example, leaf in zip(examples, leaves, strict=True)):
+        raise CannotCompileError("a tensor that it updates is a slice or expanded: give it memory of its own")
     try:
-        graph = make_fx(fn)(*examples)
-        _free_layouts(graph)
-        use_native_gradient(graph)
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-        _check_closed(graph)
-        drawing = random_operations(graph)
-        if repeatable and drawing:
-            raise DrawsRandomNumbersError(f"it draws random numbers: {', '.join(sorted(set(drawing)))}")
-        return _inductor(graph, examples)
+        with torch.random.fork_rng(_gpus(leaves)):
+            yield examples
     except (torch.OutOfMemoryError, CannotCompileError):
         raise
     except Exception as error:  # the compiler raises whatever its parts raise
         raise CannotCompileError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def recorded(
+    fn: Callable[..., Any], flats: list[Flat], examples: list[Tensor], repeatable: bool
+) -> tuple[GraphModule, pytree.TreeSpec]:
+    """The operations of `fn`, called with `examples` in trees like `flats`, and the structure of what it returned."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # half a second, which eager runs need not wait for
+
+    outputs: list[pytree.TreeSpec] = []
+
+    def flat_fn(*given: Tensor) -> list[Tensor]:
+        rest = iter(given)
+        trees = [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
+        tree, structure = pytree.tree_flatten(fn(*trees))
+        outputs.append(structure)
+        return tree
+
+    graph = make_fx(flat_fn)(*examples)
+    _free_layouts(graph)
+    use_native_gradient(graph)
+    _drop_idle_writes(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    _check_closed(graph)
+    drawing = random_operations(graph)
+    if repeatable and drawing:
+        raise DrawsRandomNumbersError(f"it draws random numbers: {', '.join(sorted(set(drawing)))}")
+    return graph, outputs[-1]
 
 
 def _free_layouts(graph: GraphModule) -> None:
@@ -132,14 +153,29 @@ def _free_layouts(graph: GraphModule) -> None:
     Not where something made in the graph is written to while it shares memory: a copy would not show the write.
     """
     for node in graph.graph.nodes:
-        for value in _written(node):
+        for value in written(node):
             if not isinstance(value, Node) or (value.op != "placeholder" and _shares_memory(value)):
                 return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
 
 
-def _written(node: Node) -> list[Any]:
+def _drop_idle_writes(graph: GraphModule) -> None:
+    """Leave out what is written to something that nothing reads, such as the counter of a batch norm's scratch copy."""
+    for node in reversed(graph.graph.nodes):
+        to = written(node)
+        if to and not node.users and all(_only_for(value, node) for value in to):
+            graph.graph.erase_node(node)
+
+
+def _only_for(value: Any, node: Node) -> bool:
+    """Whether `value` was made in the graph, with memory of its own, and has no use but in `node`."""
+    return (
+        isinstance(value, Node) and value.op == "call_function" and not _is_view(value) and set(value.users) == {node}
+    )
+
+
+def written(node: Node) -> list[Any]:
     """What an operation writes to."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
@@ -160,7 +196,8 @@ def _is_view(node: Node) -> bool:
     return schema is not None and not schema.is_mutable and any(value.alias_info for value in schema.returns)
 
 
-def _inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+def inductor(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+    """`graph`, compiled for tensors like `examples`."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import compile as compile_graph
     from torch._inductor import config

@@ -13,6 +13,7 @@ from torch import nn
 from headstart.allocator import give_back
 from headstart.threads import on_threads
 from headstart.training.engine import Engine, Learner, Mode, Precision
+from headstart.training.functional import chunks
 from headstart.training.fused import Clipping
 from headstart.training.gradient import GradientLearner, GradientUpdater
 from headstart.training.tracing import CannotCompileError
@@ -35,6 +36,9 @@ seconds to two minutes where it is done for the first time, and rarely saves as 
 HARDLY_SLOWER = 1.1
 """Fewer tasks at once, and then fewer threads, are preferred if that takes at most this times as long as the fastest:
 they take less memory, are slowed less by other work on the machine, and which is fastest is then mostly chance."""
+LARGE_TASK_MS = 50.0
+"""Of each task's time in eager mode from which on calls cost next to nothing: what is compiled is then measured one
+task at a time, too, which takes a fraction of the memory."""
 HOPELESS = 2.0
 """A candidate whose first timed call is this much slower than the best so far is not timed again."""
 
@@ -90,11 +94,11 @@ def choose(
             would take more than `WORTH_COMPILING_S` in eager mode and compiling makes it faster, else `"eager"`.
         chunk_size: Tasks computed together; None for all, `"auto"` for what is measured to be fastest in eager
             mode, in which every candidate is ready at once, or fewer if hardly slower (`HARDLY_SLOWER`). What is
-            compiled takes over that number, and has the optimiser in its graph only if that is all tasks. In runs
-            of less than `WORTH_MEASURING` iterations on a CPU it is `CHUNK`, and `mode="auto"` is eager. With
-            `"auto"` a CPU's threads are halved, too, as long as that is hardly slower. What is compiled is then
-            measured on both numbers, and compiled for each, if the run would take `WORTH_COMPILING_AGAIN_S` on the
-            smaller.
+            compiled takes over that number, or 1 for large tasks (`LARGE_TASK_MS`) if hardly slower, and has the
+            optimiser in its graph only if that is all tasks. In runs of less than `WORTH_MEASURING` iterations on a
+            CPU it is `CHUNK`, and `mode="auto"` is eager. With `"auto"` a CPU's threads are halved, too, as long as
+            that is hardly slower. What is compiled is then measured on both numbers, and compiled for each, if the
+            run would take `WORTH_COMPILING_AGAIN_S` on the smaller.
         precision: See `Engine`.
         iterations: Length of the run.
         clipping: Of the updates, if they are to be a `GradientUpdater`'s: a whole one is then measured where it is
@@ -113,15 +117,16 @@ def choose(
     else:
         chunk = open_chunks[0]
     threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
-    if mode == "auto":
-        fast: Mode = "graphed" if measure.on_gpu else "compiled"
-        eager_ms, mode = measure("eager", chunk, threads), "eager"
-        if measure.on_gpu or eager_ms * iterations / 1e3 > WORTH_COMPILING_S:
-            best = measure.compiled_threads(chunk, threads)
-            if measure(fast, chunk, best) < eager_ms:
-                mode, threads = fast, best
-    elif mode == "compiled":
-        threads = measure.compiled_threads(chunk, threads)
+    eager_ms = measure("eager", chunk, threads) if mode == "auto" else math.inf
+    if mode == "compiled" or (
+        mode == "auto" and not measure.on_gpu and eager_ms * iterations > 1e3 * WORTH_COMPILING_S
+    ):
+        best = measure.compiled_threads(chunk, threads)
+        alone = measure.compiled_alone(chunk, best) if len(open_chunks) > 1 else chunk
+        mode = "compiled" if mode == "compiled" or measure("compiled", alone, best) < eager_ms else "eager"
+        chunk, threads = (alone, best) if mode == "compiled" else (chunk, threads)
+    elif mode == "auto":
+        mode = "graphed" if measure.on_gpu and measure("graphed", chunk) < eager_ms else "eager"
     give_back()  # all tasks at once may have taken far more than what was chosen will
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
@@ -163,8 +168,17 @@ class _Measurement:
             return threads
         return threads if ms <= HARDLY_SLOWER * self("compiled", chunk_size) else None
 
+    def compiled_alone(self, chunk_size: int, threads: int | None) -> int:
+        """1 if tasks are large and it is hardly slower, in a run that is worth compiling again; else `chunk_size`."""
+        eager_ms = self("eager", chunk_size, threads)
+        large = eager_ms >= LARGE_TASK_MS * count_tasks(self.tasks)
+        if chunk_size == 1 or not large or eager_ms * self.iterations <= 1e3 * WORTH_COMPILING_S:
+            return chunk_size
+        ms = self("compiled", chunk_size, threads)
+        return 1 if math.isfinite(ms) and self("compiled", 1, threads) <= HARDLY_SLOWER * ms else chunk_size
+
     def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
-        """Median milliseconds; infinite where the mode is not possible."""
+        """Median milliseconds of the meta-batch; infinite where the mode is not possible."""
         for record in self.records:
             if (record["mode"], record["chunk_size"], record["threads"]) == (mode, chunk_size, threads):
                 return float("inf") if record["ms"] is None else record["ms"]
@@ -179,15 +193,16 @@ class _Measurement:
     def _time(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
         engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
         if self.clipping is None or not engine.single_graph(self.tasks):
-            return self._median(engine, engine.compute)
+            part = next(chunks(self.tasks, chunk_size))  # the others take as long
+            return self._median(engine, engine.compute, part) * count_tasks(self.tasks) / count_tasks(part)
         # In eager mode the optimiser would come on top of what is timed: that favours eager mode by a little.
         with _KeptValues(self.learner):
-            return self._median(engine, self._update(engine, self.clipping))
+            return self._median(engine, self._update(engine, self.clipping), self.tasks)
 
-    def _median(self, engine: Engine, compute: Callable[[Task], Any]) -> float:
+    def _median(self, engine: Engine, compute: Callable[[Task], Any], tasks: Task) -> float:
         mode = engine.mode
         try:
-            compute(self.tasks)
+            compute(tasks)
         except torch.OutOfMemoryError:
             return float("inf")
         except CannotCompileError as error:
@@ -196,9 +211,10 @@ class _Measurement:
             return float("inf")
         times: list[float] = []
         self._wait()
-        while len(times) < REPEATS and not (times and times[0] > HOPELESS * self.best):
+        hopeless = HOPELESS * self.best * count_tasks(tasks) / count_tasks(self.tasks)
+        while len(times) < REPEATS and not (times and times[0] > hopeless):
             began = time.perf_counter()
-            compute(self.tasks)
+            compute(tasks)
             self._wait()
             times.append(1e3 * (time.perf_counter() - began))
         return statistics.median(times)
