@@ -24,6 +24,7 @@ from torch.testing import assert_close
 
 from headstart import MAML, SGD, Adam, Batch, Momentum, Task
 from headstart.models import Conv4
+from headstart.training import products
 from headstart.training.engine import Engine
 from headstart.training.gradient import GradientUpdater
 from headstart.vectorize import stack
@@ -180,6 +181,16 @@ class TestCompiledIsEager:
         model = nn.Sequential(body, nn.Flatten(), nn.Linear(32, WAYS)).double()
         learner = MAML(model, F.cross_entropy, inner=Momentum(0.1), steps=4)
         engine = assert_as_eager(learner, contiguous(images_of()), calls=2)
+        assert [len(piece.compiled) for piece in pieces(engine)] == [1, 1]
+
+    def test_a_sweep_over_native_convolutions_and_pooling(self, monkeypatch):
+        """What a step hands to its derivative in layouts that native operations choose, one task at a time."""
+        monkeypatch.setattr(products, "MOST_POSITIONS", 0)
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+        model = nn.Sequential(body, nn.Flatten(), nn.Linear(32, WAYS)).double()
+        learner = MAML(model, F.cross_entropy, inner=SGD(0.1), steps=3)
+        engine = assert_as_eager(learner, contiguous(images_of()), calls=2, chunk_size=1)
         assert [len(piece.compiled) for piece in pieces(engine)] == [1, 1]
 
     def test_one_graph_with_dropout_in_half_precision(self):

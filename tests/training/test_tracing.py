@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from headstart.training import tracing
-from headstart.training.tracing import CannotCompileError, DrawsRandomNumbersError, Traced
+from headstart.training.tracing import CannotCompileError, DrawsRandomNumbersError, Flat, Traced
 
 COMPILER_WARNS = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 
@@ -335,29 +335,17 @@ def test_names_of_random_operations():
     assert tracing.random_operations(graph) == ["aten.rand_like.default"]
 
 
-def test_what_is_written_and_never_read_is_left_out():
-    """Such as the counter of a batch norm in a scratch copy of its buffers."""
+@pytest.mark.usefixtures("recorded")
+def test_what_is_written_several_times():
+    """To a part of what is returned, and to an argument, whose later write is recorded on the earlier one's result."""
 
-    def counts(x: torch.Tensor, counter: torch.Tensor) -> list[torch.Tensor]:
-        scratch, read, view = counter.clone(), counter.clone(), counter.clone()
-        scratch.add_(1)
-        read.add_(1)
-        view[:1].add_(1)
-        return [x * 2, read, view]
+    def chained(x: torch.Tensor, counter: torch.Tensor) -> list[torch.Tensor]:
+        out = torch.zeros_like(x)
+        out[:, 0].add_(x[:, 0]).mul_(2)
+        counter.add_(1).mul_(3)
+        return [out]
 
     counter = torch.zeros(2)
-    graph = torch.fx.experimental.proxy_tensor.make_fx(counts)(X, counter)
-    tracing._drop_idle_writes(graph)
-    writes = [node for node in graph.graph.nodes if tracing.written(node)]
-    assert len(writes) == 2
-    assert_close(graph(X, counter), [2 * X, torch.ones(2), torch.tensor([1.0, 0.0])])
-
-
-def test_what_is_written_to_an_argument_stays():
-    def update(x: torch.Tensor, counter: torch.Tensor) -> list[torch.Tensor]:
-        counter.add_(1)
-        return [x * 2]
-
-    graph = torch.fx.experimental.proxy_tensor.make_fx(update)(X, torch.zeros(2))
-    tracing._drop_idle_writes(graph)
-    assert len([node for node in graph.graph.nodes if tracing.written(node)]) == 1
+    given = Traced(chained)(X, Flat(counter))
+    assert_close(given[0][:, 0], 2 * X[:, 0])
+    assert_close(counter, torch.full((2,), 3.0))

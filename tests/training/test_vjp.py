@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from headstart.training.tracing import CannotCompileError
-from headstart.training.vjp import CannotTakeApartError, TracedVjp, parts
+from headstart.training.tracing import CannotCompileError, DrawsRandomNumbersError
+from headstart.training.vjp import TracedVjp, parts
 
 X, W, G = (torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3))
 aten = torch.ops.aten
@@ -57,18 +57,41 @@ class TestTracedVjp:
         assert_close(second([G, G[0]]), by_hand(W, X, [G, G[0]]))
         assert_close(first([G, G[0]]), by_hand(X, W, [G, G[0]]))
 
-    def test_what_cannot_be_taken_apart(self):
-        def written(x: Tensor, w: Tensor) -> list[Tensor]:
-            return [(x @ w).mul_(2.0)]
+    def test_what_writes_to_its_results(self):
+        """Once, twice in a row, and to a part of what is read later; and to what nobody reads."""
 
-        with pytest.raises(CannotTakeApartError, match="writes to its intermediate results"):
-            TracedVjp(written, with_product(written))(X, W)
+        def writing(x: Tensor, w: Tensor) -> list[Tensor]:
+            y = x @ w
+            y[:, 0].add_(x[:, 1]).mul_(2.0)
+            y.clone().add_(1)
+            return [torch.relu_(y).exp()]
+
+        def plain(x: Tensor, w: Tensor) -> list[Tensor]:
+            y = x @ w
+            first = (y[:, :1] + x[:, 1:2]) * 2.0
+            return [torch.relu(torch.cat([first, y[:, 1:]], 1)).exp()]
+
+        value, product = TracedVjp(writing, with_product(writing))(X, W)
+        expected_value, expected = with_product(plain)(X, W, [G])
+        assert_close(value, expected_value)
+        assert_close(product([G]), expected)
+
+    def test_what_writes_to_its_arguments_is_refused(self):
+        def counting(x: Tensor, w: Tensor) -> list[Tensor]:
+            w.detach().add_(1.0)
+            return [x * 2.0]
+
+        def both(x, w, cotangents):
+            return counting(x, w), [2.0 * cotangents[0], torch.zeros_like(w)]
+
+        with pytest.raises(CannotCompileError, match="writes to its arguments"):
+            TracedVjp(counting, both)(X, W)
 
     def test_what_draws_random_numbers_is_refused(self):
         def drawn(x: Tensor, w: Tensor) -> list[Tensor]:
             return [(x @ w) * torch.rand(4, dtype=torch.float64)]
 
-        with pytest.raises(CannotCompileError, match="draws random numbers"):
+        with pytest.raises(DrawsRandomNumbersError):
             TracedVjp(drawn, with_product(drawn))(X, W)
 
 

@@ -3,7 +3,7 @@
     eager       as it is written: `vmap` over a chunk of tasks, then `.backward()`
     compiled    the same, recorded and compiled: all in one graph, or, for several inner steps, in three graphs
                 (an inner step, its derivative, the last step with the query loss) that a sweep puts together,
-                so that neither compile time nor memory grows with the number of steps
+                so that compile time does not grow with the number of steps
     graphed     on CUDA: the eager operations captured once, then replayed without launching them one by one
 
 Each adds up chunks of tasks, so that memory does not grow with the meta-batch either.
@@ -58,6 +58,11 @@ class StepwiseLearner(Protocol):
     """A learner whose `outcomes` are `steps` times `step` from `start`, then `query_loss`, task by task."""
 
     steps: int
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether a step's derivative computes the step again, rather than keep what it computed."""
+        ...
 
     def start(self, task: Task) -> tuple[Params, Any]:
         """What adapts, where it starts from in one task, and the inner optimiser's state."""

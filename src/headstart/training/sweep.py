@@ -8,7 +8,6 @@ Compile time does not depend on the number of steps. Where the learner recompute
 are kept, and its derivative computes the step again: memory hardly grows with their number either.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,14 +18,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from headstart.training.functional import added, call, gradients
-from headstart.training.tracing import Traced
-from headstart.training.vjp import CannotTakeApartError, TracedVjp
+from headstart.training.tracing import Flat, Traced
+from headstart.training.vjp import TracedVjp
 from headstart.types import Params, Task
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
-
-_log = logging.getLogger(__name__)
+Derivative = Callable[[list[Tensor]], tuple[Params, list[Tensor]]]
+"""What cotangents of the carry after a step are in the meta-parameters and in the carry before it."""
 
 
 class Sweep:
@@ -44,7 +43,6 @@ class Sweep:
         self.last = Traced(self._last, static, repeatable=True)
         self.backwards = Traced(self._derivative, static, repeatable=True)
         self.keeping = TracedVjp(self._step, self._step_and_derivative, static)
-        self.recomputes = False
 
     def __call__(self, meta: Params, buffers: Params, tasks: Task) -> tuple[Tensor, Any, Params]:
         """Losses `[tasks]`, statistics, and the gradient of the sum of the losses."""
@@ -56,27 +54,26 @@ class Sweep:
         with self.context():
             tensors, structure = pytree.tree_flatten(torch.vmap(start, randomness="different")(tasks))
         carry = pytree.tree_unflatten([t.detach().contiguous() for t in tensors], structure)
-        path = []
+        constant = [Flat(tree, dense=True) for tree in (meta, buffers, tasks)]  # for all steps: the path refers to them
+        path: list[Derivative] = []
         for _ in range(self.learner.steps - 1):
-            carry, derivative = self._forwards(meta, buffers, carry, tasks)
-            path.append(derivative)
-        losses, seen, total, cotangents = self.last(meta, buffers, carry, tasks)
+            carry = self._forwards(path, carry, *constant)
+        losses, seen, total, cotangents = self.last(carry, *constant)
         while path:
             more, cotangents = path.pop()(cotangents)
             total = added(total, more)
         return losses, seen, added(total, gradients(tensors, cotangents, leaves))
 
-    def _forwards(self, *trees: Any) -> tuple[Carry, Callable[[list[Tensor]], tuple[Params, list[Tensor]]]]:
-        """The carry after a step, and what takes cotangents of it back through the step."""
-        if not (self.recomputes or getattr(self.learner, "recomputes", False)):
-            try:
-                return self.keeping(*trees)
-            except CannotTakeApartError as error:
-                _log.info("Inner steps are computed again backwards: %s.", error)
-                self.recomputes = True
-        return self.forwards(*trees), partial(self.backwards, *trees)
+    def _forwards(self, path: list[Derivative], *given: Any) -> Carry:
+        """The carry after a step; `path` gets what takes cotangents of it back through the step."""
+        if self.learner.recomputes:
+            path.append(partial(self.backwards, *given))
+            return self.forwards(*given)
+        carry, product = self.keeping(*given)
+        path.append(product)
+        return carry
 
-    def _step(self, meta: Params, buffers: Params, carry: Carry, tasks: Task) -> Carry:
+    def _step(self, carry: Carry, meta: Params, buffers: Params, tasks: Task) -> Carry:
         """One inner step of every task."""
 
         def step(carry: Carry, task: Task) -> Carry:
@@ -86,11 +83,11 @@ class Sweep:
             return torch.vmap(step, randomness="different")(carry, tasks)
 
     def _last(
-        self, meta: Params, buffers: Params, carry: Carry, tasks: Task
+        self, carry: Carry, meta: Params, buffers: Params, tasks: Task
     ) -> tuple[Tensor, Any, Params, list[Tensor]]:
         """The last step and the query losses, with the gradient of their sum in meta-parameters and carry."""
         leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
-        fast, _ = self._step(leaves, buffers, carry, tasks)
+        fast, _ = self._step(carry, leaves, buffers, tasks)
 
         def query_loss(fast: Params, task: Task) -> tuple[Tensor, Any]:
             return call(self.learner, "query_loss", leaves | buffers, fast, task)
@@ -102,17 +99,17 @@ class Sweep:
         return losses.detach(), seen, _only(grads, leaves), _cotangents(grads, carry)
 
     def _derivative(
-        self, meta: Params, buffers: Params, carry: Carry, tasks: Task, cotangents: list[Tensor]
+        self, carry: Carry, meta: Params, buffers: Params, tasks: Task, cotangents: list[Tensor]
     ) -> tuple[Params, list[Tensor]]:
         """What `cotangents` of the carry after a step are in the meta-parameters and in the carry before it."""
-        return self._step_and_derivative(meta, buffers, carry, tasks, cotangents)[1]
+        return self._step_and_derivative(carry, meta, buffers, tasks, cotangents)[1]
 
     def _step_and_derivative(
-        self, meta: Params, buffers: Params, carry: Carry, tasks: Task, cotangents: list[Tensor]
+        self, carry: Carry, meta: Params, buffers: Params, tasks: Task, cotangents: list[Tensor]
     ) -> tuple[Carry, tuple[Params, list[Tensor]]]:
         """Both the carry after a step, and what `_derivative` returns."""
         leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
-        after = self._step(leaves, buffers, carry, tasks)
+        after = self._step(carry, leaves, buffers, tasks)
         grads = gradients(pytree.tree_leaves(after), cotangents, leaves | inputs)
         return pytree.tree_map(torch.Tensor.detach, after), (_only(grads, leaves), _cotangents(grads, carry))
 

@@ -12,7 +12,7 @@ Compiled code is kept on disk by PyTorch, under `TORCHINDUCTOR_CACHE_DIR`, and f
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,12 @@ class Traced:
             return inductor(graph, examples), outputs
 
 
+def in_trees(flats: Sequence[Flat], leaves: Sequence[Tensor]) -> list[Any]:
+    """`leaves` in trees like `flats`."""
+    rest = iter(leaves)
+    return [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
+
+
 @contextmanager
 def compiling(leaves: list[Tensor]) -> Iterator[list[Tensor]]:
     """Copies of `leaves` to record with, which runs the function; whatever is raised then is why it cannot be.
@@ -128,16 +134,13 @@ def recorded(
     outputs: list[pytree.TreeSpec] = []
 
     def flat_fn(*given: Tensor) -> list[Tensor]:
-        rest = iter(given)
-        trees = [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
-        tree, structure = pytree.tree_flatten(fn(*trees))
+        tree, structure = pytree.tree_flatten(fn(*in_trees(flats, given)))
         outputs.append(structure)
         return tree
 
     graph = make_fx(flat_fn)(*examples)
     _free_layouts(graph)
     use_native_gradient(graph)
-    _drop_idle_writes(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     _check_closed(graph)
@@ -158,21 +161,6 @@ def _free_layouts(graph: GraphModule) -> None:
                 return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
-
-
-def _drop_idle_writes(graph: GraphModule) -> None:
-    """Leave out what is written to something that nothing reads, such as the counter of a batch norm's scratch copy."""
-    for node in reversed(graph.graph.nodes):
-        to = written(node)
-        if to and not node.users and all(_only_for(value, node) for value in to):
-            graph.graph.erase_node(node)
-
-
-def _only_for(value: Any, node: Node) -> bool:
-    """Whether `value` was made in the graph, with memory of its own, and has no use but in `node`."""
-    return (
-        isinstance(value, Node) and value.op == "call_function" and not _is_view(value) and set(value.users) == {node}
-    )
 
 
 def written(node: Node) -> list[Any]:

@@ -37,8 +37,8 @@ HARDLY_SLOWER = 1.1
 """Fewer tasks at once, and then fewer threads, are preferred if that takes at most this times as long as the fastest:
 they take less memory, are slowed less by other work on the machine, and which is fastest is then mostly chance."""
 LARGE_TASK_MS = 50.0
-"""Of each task's time in eager mode from which on calls cost next to nothing: what is compiled is then measured one
-task at a time, too, which takes a fraction of the memory."""
+"""If a task takes this long in eager mode, calling what is compiled costs next to nothing beside it: it is then
+measured one task at a time, too, which takes a fraction of the memory."""
 HOPELESS = 2.0
 """A candidate whose first timed call is this much slower than the best so far is not timed again."""
 
@@ -117,16 +117,14 @@ def choose(
     else:
         chunk = open_chunks[0]
     threads = measure.fewest_threads(chunk) if len(open_chunks) > 1 and not measure.on_gpu else None
-    eager_ms = measure("eager", chunk, threads) if mode == "auto" else math.inf
-    if mode == "compiled" or (
-        mode == "auto" and not measure.on_gpu and eager_ms * iterations > 1e3 * WORTH_COMPILING_S
-    ):
+    if mode == "auto" and measure.on_gpu:
+        mode = "graphed" if measure("graphed", chunk) < measure("eager", chunk) else "eager"
+    elif mode == "compiled" or (mode == "auto" and measure.run_s("eager", chunk, threads) > WORTH_COMPILING_S):
         best = measure.compiled_threads(chunk, threads)
         alone = measure.compiled_alone(chunk, best) if len(open_chunks) > 1 else chunk
-        mode = "compiled" if mode == "compiled" or measure("compiled", alone, best) < eager_ms else "eager"
-        chunk, threads = (alone, best) if mode == "compiled" else (chunk, threads)
-    elif mode == "auto":
-        mode = "graphed" if measure.on_gpu and measure("graphed", chunk) < eager_ms else "eager"
+        if mode == "compiled" or measure("compiled", alone, best) < measure("eager", chunk, threads):
+            mode, chunk, threads = "compiled", alone, best
+    mode = "eager" if mode == "auto" else mode
     give_back()  # all tasks at once may have taken far more than what was chosen will
     on = "" if threads is None else f", on {threads} of {torch.get_num_threads()} threads"
     _log.info("Computing meta-gradients in mode %s, %d of %d tasks at once%s.", mode, chunk, total, on)
@@ -164,7 +162,7 @@ class _Measurement:
         if threads is None:
             return None
         ms = self("compiled", chunk_size, threads)
-        if math.isinf(ms) or ms * self.iterations / 1e3 < WORTH_COMPILING_AGAIN_S:
+        if math.isinf(ms) or self.run_s("compiled", chunk_size, threads) < WORTH_COMPILING_AGAIN_S:
             return threads
         return threads if ms <= HARDLY_SLOWER * self("compiled", chunk_size) else None
 
@@ -172,10 +170,14 @@ class _Measurement:
         """1 if tasks are large and it is hardly slower, in a run that is worth compiling again; else `chunk_size`."""
         eager_ms = self("eager", chunk_size, threads)
         large = eager_ms >= LARGE_TASK_MS * count_tasks(self.tasks)
-        if chunk_size == 1 or not large or eager_ms * self.iterations <= 1e3 * WORTH_COMPILING_S:
+        if chunk_size == 1 or not large or self.run_s("eager", chunk_size, threads) <= WORTH_COMPILING_S:
             return chunk_size
         ms = self("compiled", chunk_size, threads)
         return 1 if math.isfinite(ms) and self("compiled", 1, threads) <= HARDLY_SLOWER * ms else chunk_size
+
+    def run_s(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
+        """Seconds that the whole run would take."""
+        return self(mode, chunk_size, threads) * self.iterations / 1e3
 
     def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
         """Median milliseconds of the meta-batch; infinite where the mode is not possible."""
@@ -193,7 +195,7 @@ class _Measurement:
     def _time(self, mode: Mode, chunk_size: int, threads: int | None) -> float:
         engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
         if self.clipping is None or not engine.single_graph(self.tasks):
-            part = next(chunks(self.tasks, chunk_size))  # the others take as long
+            part = next(chunks(self.tasks, chunk_size))  # the others take as long, a last smaller one its share
             return self._median(engine, engine.compute, part) * count_tasks(self.tasks) / count_tasks(part)
         # In eager mode the optimiser would come on top of what is timed: that favours eager mode by a little.
         with _KeptValues(self.learner):

@@ -1,8 +1,9 @@
 """A function and its vector-Jacobian product, compiled apart: the one hands the other what it has computed.
 
-Both are recorded together, with what they share recorded once, and taken apart by what depends on the cotangents.
-Of the function's intermediate results those are kept for the product that take long to compute; what a compiler
-fuses into the operation that needs it is computed again, which is faster than writing it to memory and reading it.
+Both are recorded together, with what they share recorded once, and taken apart by what the value needs. Of its
+intermediate results those of matrix products, convolutions, pooling and reductions are kept for the product; the rest,
+which a compiler fuses into the operations that need it, is computed again: faster than writing it to memory and reading
+it.
 """
 
 import operator
@@ -14,7 +15,16 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from headstart.training.tracing import CannotCompileError, Flat, Traced, compiling, inductor, recorded, written
+from headstart.training.tracing import (
+    CannotCompileError,
+    Flat,
+    Traced,
+    compiling,
+    in_trees,
+    inductor,
+    recorded,
+    written,
+)
 
 _aten = torch.ops.aten
 _LONG = {
@@ -25,15 +35,10 @@ _LONG = {
     _aten.convolution,
     _aten.convolution_backward,
     _aten.max_pool2d_with_indices,
-    _aten.cat,
-    _aten.stack,
     torch.ops.headstart.max_pool_gradient,
 }
-"""Operations whose results are kept, besides reductions. `stack`: what a kernel sees at each of its positions."""
-
-
-class CannotTakeApartError(CannotCompileError):
-    """A function writes to its intermediate results, so that what depends on what does not show."""
+"""Operations whose results are kept, besides reductions. Not what a kernel sees at each position, which is copied again:
+it is as many times as large as the kernel."""
 
 
 class Compiled(NamedTuple):
@@ -64,8 +69,7 @@ class TracedVjp(Traced):
         """What `fn` returns, and the function from cotangents to what `vjp` returns besides.
 
         Raises:
-            CannotCompileError: As in `Traced`.
-            CannotTakeApartError: `fn` writes to its intermediate results.
+            CannotCompileError: As in `Traced`; or `fn` writes to its arguments.
         """
         compiled, leaves = self.found(*trees)
         count = compiled.structure.num_leaves
@@ -75,7 +79,7 @@ class TracedVjp(Traced):
 
         def product(cotangents: list[Tensor]) -> Any:
             with torch.no_grad():
-                found = compiled.product(*leaves, *kept, *Flat(cotangents, dense=True).leaves)
+                found = compiled.product(*leaves, *kept, *(c.contiguous() for c in cotangents))
             return pytree.tree_unflatten(found, compiled.product_structure)
 
         return pytree.tree_unflatten(results[:count], compiled.structure), product
@@ -83,12 +87,11 @@ class TracedVjp(Traced):
     def compile(self, flats: list[Flat], leaves: list[Tensor]) -> Compiled:
         """Both graphs."""
         with compiling(leaves) as examples:
-            rest = iter(examples)
-            trees = [pytree.tree_unflatten([next(rest) for _ in flat.leaves], flat.structure) for flat in flats]
-            value, structure = pytree.tree_flatten(self.fn(*trees))
+            value, structure = pytree.tree_flatten(self.fn(*in_trees(flats, examples)))
             cotangents = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in value]
             graph, both = recorded(self.vjp, [*flats, Flat(cotangents)], [*examples, *cotangents], repeatable=True)
-            first, second = parts(graph, len(examples), len(value))
+            assert both.child(0) == structure, "vjp must return the value too"
+            first, second = parts(without_writes(graph, [*examples, *cotangents]), len(examples), len(value))
             run_first = inductor(first, examples)
             with torch.no_grad():
                 kept = run_first(*examples)[len(value) :]
@@ -96,24 +99,38 @@ class TracedVjp(Traced):
         return Compiled(run_first, structure, run_second, both.child(1))
 
 
+def without_writes(graph: GraphModule, examples: Sequence[Tensor]) -> GraphModule:
+    """`graph` with each operation that writes to what another has computed as one that computes anew.
+
+    Such as ReLU in place, or the counter of a batch norm. What depends on what shows then.
+
+    Raises:
+        CannotCompileError: It writes to its arguments.
+    """
+    if not any(written(node) for node in graph.graph.nodes):
+        return graph
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(torch.func.functionalize(graph))(*examples)
+    graph.graph.eliminate_dead_code()
+    if any(written(node) for node in graph.graph.nodes):
+        raise CannotCompileError("an inner step writes to its arguments")
+    return graph
+
+
 def parts(graph: GraphModule, inputs: int, outputs: int) -> tuple[GraphModule, GraphModule]:
     """A recorded value and its vector-Jacobian product, as two graphs.
 
     Args:
-        graph: Its first `inputs` placeholders are what both are functions of, the others cotangents; its first
-            `outputs` results are the value.
+        graph: Writes to nothing. Its first `inputs` placeholders are what both are functions of, the others
+            cotangents; its first `outputs` results are the value.
         inputs: How many.
         outputs: How many.
 
     Returns:
         A graph of the inputs that returns the value and what is kept, and one of inputs, what is kept and
         cotangents that returns the rest.
-
-    Raises:
-        CannotTakeApartError: An operation writes to what another has computed.
     """
-    if any(written(node) for node in graph.graph.nodes):
-        raise CannotTakeApartError("it writes to its intermediate results")
     placeholders = graph.graph.find_nodes(op="placeholder")
     given, cotangents = placeholders[:inputs], placeholders[inputs:]
     (results,) = graph.graph.output_node().args
