@@ -37,7 +37,7 @@ _LONG = {
     _aten.max_pool2d_with_indices,
     torch.ops.headstart.max_pool_gradient,
 }
-"""Operations whose results are kept, besides reductions. Not what a kernel sees at each position, which is copied again:
+"""Operations whose results are kept, besides reductions. What a kernel sees at each position is copied again instead:
 it is as many times as large as the kernel."""
 
 
