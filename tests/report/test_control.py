@@ -129,7 +129,7 @@ def test_the_short_table_has_a_column_for_each_step(cheetahs):
     lines = tables.short_table(cheetahs).splitlines()
     assert lines[0] == "| return after so many steps (published) | iterations | 0 | 1 | 2 | 3 |"
     assert len(lines) == 2 + 4
-    assert lines[2].startswith(f"| {CHEETAH} | 100 | −50.00 ± 9.00 (−50.69) | 290.00 ± 9.00 (293.19) |")
+    assert lines[2].startswith(f"| {CHEETAH} | 500 | −50.00 ± 9.00 (−50.69) | 290.00 ± 9.00 (293.19) |")
     assert lines[5] == f"| {CHEETAH}-oracle | 1,000 | 440.00 ± 9.00 (442.69) |  |  |  |"
 
 
@@ -218,7 +218,7 @@ def test_returns_before_and_after_adaptation_over_iterations(tmp_path):
     assert (list(points.get_xdata()), list(points.get_ydata())) == ([4.0], [35.0])
     (refused,) = [line for line in right.get_lines() if line.get_marker() == "x"]
     assert list(refused.get_xdata()) == [3]
-    assert [0.02, 0.02] in lines(right, "--")  # the bound of this recipe
+    assert [0.01, 0.01] in lines(right, "--")  # the bound of this recipe
     assert "−51.00 before and 10.00 after adaptation at first" in picture.alt
 
 
