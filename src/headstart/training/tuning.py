@@ -2,7 +2,6 @@
 
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -29,7 +28,7 @@ WORTH_MEASURING = 200
 CHUNK = 16
 """Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
-"""Timed calls of each candidate, after one to warm up; the median counts."""
+"""Timed calls of each candidate, after one to warm up; the shortest counts: other work on the machine only lengthens."""
 WORTH_COMPILING_AGAIN_S = 60.0
 """A run that would take less than this, compiled for few threads, is not compiled for more of them, too: that takes ten
 seconds to two minutes where it is done for the first time, and rarely saves as much."""
@@ -180,7 +179,7 @@ class _Measurement:
         return self(mode, chunk_size, threads) * self.iterations / 1e3
 
     def __call__(self, mode: Mode, chunk_size: int, threads: int | None = None) -> float:
-        """Median milliseconds of the meta-batch; infinite where the mode is not possible."""
+        """Milliseconds of the meta-batch; infinite where the mode is not possible."""
         for record in self.records:
             if (record["mode"], record["chunk_size"], record["threads"]) == (mode, chunk_size, threads):
                 return float("inf") if record["ms"] is None else record["ms"]
@@ -196,12 +195,12 @@ class _Measurement:
         engine = Choice(mode, chunk_size, self.precision, [], threads).engine(self.learner)
         if self.clipping is None or not engine.single_graph(self.tasks):
             part = next(chunks(self.tasks, chunk_size))  # the others take as long, a last smaller one its share
-            return self._median(engine, engine.compute, part) * count_tasks(self.tasks) / count_tasks(part)
+            return self._shortest(engine, engine.compute, part) * count_tasks(self.tasks) / count_tasks(part)
         # In eager mode the optimiser would come on top of what is timed: that favours eager mode by a little.
         with _KeptValues(self.learner):
-            return self._median(engine, self._update(engine, self.clipping), self.tasks)
+            return self._shortest(engine, self._update(engine, self.clipping), self.tasks)
 
-    def _median(self, engine: Engine, compute: Callable[[Task], Any], tasks: Task) -> float:
+    def _shortest(self, engine: Engine, compute: Callable[[Task], Any], tasks: Task) -> float:
         mode = engine.mode
         try:
             compute(tasks)
@@ -219,7 +218,7 @@ class _Measurement:
             compute(tasks)
             self._wait()
             times.append(1e3 * (time.perf_counter() - began))
-        return statistics.median(times)
+        return min(times)
 
     def _update(self, engine: Engine, clipping: Clipping) -> Callable[[Task], Any]:
         """The update that is one graph with the meta-gradient, made as the run makes it."""
