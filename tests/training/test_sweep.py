@@ -84,6 +84,15 @@ def swept(learner: Parabola) -> Sweep:
     return Sweep(learner, tuple, contextlib.nullcontext)
 
 
+def assert_closed_form(sweep: Sweep, learner: Parabola, tasks: Task) -> None:
+    meta = {name: p.detach() for name, p in learner.named_parameters()}
+    losses, _, grads = sweep(meta, dict(learner.named_buffers()), tasks)
+    expected, gradient = by_hand(learner, tasks)
+    assert_close(losses, expected)
+    given = torch.cat([grads[name].reshape(-1) for name in ("rate", "start_at", "velocity", "scale")])
+    assert error(given, gradient) < 1e-12
+
+
 @pytest.mark.usefixtures("recorded")
 class TestSweep:
     @pytest.mark.parametrize("steps", [1, 2, 6])
@@ -137,12 +146,7 @@ class TestSweep:
         learner, tasks = Parabola(4), tasks_of(4)
         learner.recomputes = recomputes
         sweep = swept(learner)
-        meta = {name: p.detach() for name, p in learner.named_parameters()}
-        losses, _, grads = sweep(meta, dict(learner.named_buffers()), tasks)
-        expected, gradient = by_hand(learner, tasks)
-        assert_close(losses, expected)
-        given = torch.cat([grads[name].reshape(-1) for name in ("rate", "start_at", "velocity", "scale")])
-        assert error(given, gradient) < 1e-12
+        assert_closed_form(sweep, learner, tasks)
         made = [len(piece.compiled) for piece in (sweep.keeping, sweep.forwards, sweep.backwards)]
         assert made == ([0, 1, 1] if recomputes else [1, 0, 0])
 
@@ -154,12 +158,7 @@ class TestSweep:
 
         learner, tasks = Writing(4), tasks_of(4)
         sweep = swept(learner)
-        meta = {name: p.detach() for name, p in learner.named_parameters()}
-        losses, _, grads = sweep(meta, dict(learner.named_buffers()), tasks)
-        expected, gradient = by_hand(learner, tasks)
-        assert_close(losses, expected)
-        given = torch.cat([grads[name].reshape(-1) for name in ("rate", "start_at", "velocity", "scale")])
-        assert error(given, gradient) < 1e-12
+        assert_closed_form(sweep, learner, tasks)
 
     def test_what_every_step_is_given_is_copied_once(self):
         """Views of one tensor, as samplers make them, become dense ones; all steps share these."""
