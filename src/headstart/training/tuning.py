@@ -28,7 +28,7 @@ WORTH_MEASURING = 200
 CHUNK = 16
 """Tasks computed together where nothing is measured; about right for small images and for small networks."""
 REPEATS = 3
-"""Timed calls of each candidate, after one to warm up; the shortest counts: other work on the machine only lengthens."""
+"""Timed calls of each candidate, after one to warm up; the shortest counts, since other work only lengthens them."""
 WORTH_COMPILING_AGAIN_S = 60.0
 """A run that would take less than this, compiled for few threads, is not compiled for more of them, too: that takes ten
 seconds to two minutes where it is done for the first time, and rarely saves as much."""
