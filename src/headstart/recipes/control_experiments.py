@@ -18,7 +18,8 @@ evaluated, as the names of their folders tell:
                                ant-velocity-oracle; else 1,000 for half-cheetah and 2,000 for ant, as their scripts
 
 half-cheetah-direction follows the script, a KL of at most 0.01, and the text, at most 500 iterations. The policy
-evaluated was that of iteration 100 with at most 0.02; with that bound ours get no better early on (`docs/lab-log.md`).
+evaluated was that of iteration 100 with at most 0.02; with that bound ours came to half of its return at most, with
+0.01 to all of it (`docs/lab-log.md`).
 
 In evaluation inner steps after the first are half as large, as the text says and the scripts do, but in
 ant-direction, whose script takes a hundredth. The context vector of Tables 4 and 5 is as long as an observation, as
