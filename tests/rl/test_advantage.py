@@ -93,6 +93,38 @@ def test_baseline_where_features_are_fewer_than_they_seem():
     assert_close(values[0][seen.valid[0]], padded(fitted(paths(seen, 0), 0.99))[seen.valid[0]], rtol=1e-6, atol=1e-6)
 
 
+def test_baseline_of_many_numbers_with_more_threads_than_one():
+    """As many observations as the ant's: a batched solver has failed here, and hung."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = episodes(time=60, lengths=[[60] * 10] * 40)
+        observations = torch.randn(40, 10, 60, 125, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        seen = seen._replace(observations=observations)
+        values = linear_baseline(seen, 0.99)
+    finally:
+        torch.set_num_threads(threads)
+    for task in (0, 39):
+        assert_close(values[task], padded(fitted(paths(seen, task), 0.99), 60), rtol=1e-6, atol=1e-6)
+
+
+def test_baseline_of_equations_too_ill_conditioned_for_the_first_ridge():
+    """A long episode has time cubed among the features, up to a million, and twice nearly the same observation."""
+    seen = episodes(time=10_000, lengths=[[10_000]])
+    observations = torch.linspace(-10, 10, 10_000, dtype=torch.float64)[:, None].expand(1, 1, 10_000, 40)
+    values = linear_baseline(seen._replace(observations=observations), 1.0)
+    returns = discounted(seen.rewards, 1.0)
+    assert (values - returns).square().mean() < 0.1 * returns.var()
+
+
+def test_baseline_of_episodes_that_are_not_finite_is_not_either():
+    seen = episodes()
+    seen.observations[0, 1, 1, 0] = torch.nan
+    values = linear_baseline(seen, 0.99)
+    assert values[0][seen.valid[0]].isnan().all()
+    assert values[1].isfinite().all()
+
+
 @pytest.mark.parametrize(("discount", "gae_lambda"), [(0.99, 1.0), (0.95, 0.9), (0.9, 0.0), (1.0, 1.0)])
 def test_generalised_advantages_of_episodes_that_end_at_different_times(discount, gae_lambda):
     seen = episodes()

@@ -8,6 +8,9 @@ from headstart.rl.rollout import Rollouts
 RIDGE = 1e-5
 """Added to the diagonal of the baseline's normal equations, as in rllab's `LinearFeatureBaseline`."""
 
+RIDGES = 5
+"""How many are tried, each ten times the one before, where the equations are too ill-conditioned; as in rllab."""
+
 
 def advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> Tensor:
     """Advantages of every step, standardised within each task, `[tasks, rollouts, time]`; zero after an episode.
@@ -31,15 +34,29 @@ def linear_baseline(rollouts: Rollouts, discount: float) -> Tensor:
     Features are the observation clipped to 10, its square, time / 100 and its square and cube, and a constant
     (Duan et al. 2016, as rllab has it). Solved in double precision.
     """
-    observations, valid = rollouts.observations.double().clamp(-10, 10), rollouts.valid
-    time = torch.arange(observations.shape[2], dtype=torch.double, device=observations.device) / 100
-    powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1).expand(*observations.shape[:3], 4)
-    features = torch.cat([observations, observations.square(), powers], -1) * valid.unsqueeze(-1)
-    returns = discounted(rollouts.rewards.double(), discount) * valid
-    rows, targets = features.flatten(1, 2), returns.flatten(1, 2).unsqueeze(-1)
-    normal = rows.mT @ rows + RIDGE * torch.eye(rows.shape[-1], dtype=torch.double, device=rows.device)
-    weights = torch.linalg.solve(normal, rows.mT @ targets)
-    return (features @ weights.unsqueeze(1)).squeeze(-1).to(rollouts.rewards.dtype)
+    returns, values = discounted(rollouts.rewards.double(), discount), torch.zeros_like(rollouts.rewards)
+    for task, valid in enumerate(rollouts.valid):  # one after another: the features of all would be large
+        time = valid.nonzero()[:, 1:].double() / 100
+        observations = rollouts.observations[task][valid].double().clamp(-10, 10)
+        powers = [time, time**2, time**3, torch.ones_like(time)]
+        features = torch.cat([observations, observations.square(), *powers], dim=1)
+        values[task][valid] = (features @ _regression(features, returns[task][valid])).to(values.dtype)
+    return values
+
+
+def _regression(features: Tensor, targets: Tensor) -> Tensor:
+    """The weights of ridge regression from features `[rows, features]` to targets `[rows]`.
+
+    By Cholesky factors: MKL's batched LU fails with 254 features, 40 tasks and two threads on some processors.
+    """
+    normal, ridge = features.mT @ features, RIDGE
+    identity = torch.eye(len(normal), dtype=normal.dtype, device=normal.device)
+    for _ in range(RIDGES):
+        factor, failed = torch.linalg.cholesky_ex(normal + ridge * identity)
+        if not failed:
+            return torch.cholesky_solve((features.mT @ targets).unsqueeze(1), factor).squeeze(1)
+        ridge *= 10
+    return normal.new_full((len(normal),), torch.nan)
 
 
 def generalized(rewards: Tensor, values: Tensor, valid: Tensor, discount: float, gae_lambda: float) -> Tensor:
