@@ -6,7 +6,7 @@ without them):
 
 - batch, layer and instance norm: where their scale adapts, the second derivatives of the native kernels are
   wrong under `vmap` by up to a few percent, without an error (their batching rule holds mean and variance
-  constant). Composed as in `standardize.py` they are exact.
+  constant). Composed as in `standardize.py` and `batch_norm.py` they are exact.
 - weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
@@ -18,6 +18,7 @@ Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,10 @@ from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
+from headstart.batch_norm import BatchNormalized
 from headstart.pooling import max_pool2d
 from headstart.standardize import moments, normalized, standardized
+from headstart.worthwhile import worthwhile
 
 
 class Statistics(NamedTuple):
@@ -44,30 +47,23 @@ class Statistics(NamedTuple):
     """How many examples they are the statistics of, a scalar; 0 where that is not known."""
 
 
-def batch_statistics(
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    training: bool = True,
-    examples: Tensor | None = None,
-) -> Statistics:
-    """The statistics of the batch at hand.
-
-    Args:
-        x: `[examples, channels, ...]`.
-        running_mean: Not used; another source of statistics may. Likewise what follows.
+def batch_statistics(x: Tensor) -> Statistics:
+    """The statistics of the batch at hand, `[examples, channels, ...]`.
 
     Raises:
         ValueError: There is one value per channel only.
     """
+    mean, variance = moments(widened(x), [0, *range(2, x.dim())])
+    return _statistics_of(x, mean.flatten(), variance.flatten())
+
+
+def _statistics_of(x: Tensor, mean: Tensor, variance: Tensor) -> Statistics:
     count = x.numel() // x.shape[1]
     if count == 1:
         raise ValueError(
             f"Batch statistics need more than one value per channel, got input of shape {tuple(x.shape)}: "
             "give more examples at once, or use norm='support', which looks at one query at a time, or 'running'."
         )
-    mean, variance = moments(widened(x), [0, *range(2, x.dim())])
-    mean, variance = mean.flatten(), variance.flatten()
     return Statistics(mean, variance, variance.detach() * (count / (count - 1)), mean.new_full((), x.shape[0]))
 
 
@@ -104,21 +100,25 @@ def pooled(share: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Te
     return mean, share * (variance_1 + spread_1) + (1 - share) * (variance_2 + spread_2)
 
 
+Own = Callable[[], Statistics]
+"""Computes the statistics of the batch at hand."""
+
+Source = Callable[[Tensor, Tensor | None, Tensor | None, bool, Tensor | None, Own], Statistics]
+"""Where batch norm takes its statistics from.
+
+Called with the input, the running mean and variance that the layer passes, whether the layer is in training mode, of
+how many examples the buffers are (None where the layer does not know), and what computes the batch's own.
+"""
+
+
 class Exact(TorchFunctionMode):
     """A context in which what `EXACT` names is computed exactly.
 
     Args:
-        statistics: Where batch norm takes its statistics from, called with the input, the running mean and
-            variance that the layer passes, whether the layer is in training mode, and of how many examples the
-            buffers are, None where the layer does not know.
+        statistics: Where batch norm takes its statistics from: from the batch at hand, unless given.
     """
 
-    def __init__(
-        self,
-        statistics: Callable[
-            [Tensor, Tensor | None, Tensor | None, bool, Tensor | None], Statistics
-        ] = batch_statistics,
-    ):
+    def __init__(self, statistics: Source = lambda *given: given[-1]()):
         super().__init__()
         self.statistics = statistics
 
@@ -141,9 +141,20 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    shape = [-1, x.shape[1]] + [1] * (x.dim() - 2)
-    mean, variance, _, _ = mode.statistics(x, running_mean, running_var, training, None)
-    y = normalized(widened(x), mean.reshape(shape), variance.reshape(shape), eps)
+    shape, wide, whole = [-1, x.shape[1]] + [1] * (x.dim() - 2), widened(x), []
+
+    def own() -> Statistics:
+        if not worthwhile(x):
+            return batch_statistics(x)
+        scale, shift = (p if p is None else p.to(wide.dtype) for p in (weight, bias))
+        y, mean, variance = BatchNormalized.apply(wide, scale, shift, eps)
+        whole.append(y)  # normalised on the way
+        return _statistics_of(x, mean, variance)
+
+    mean, variance, _, _ = mode.statistics(x, running_mean, running_var, training, None, own)
+    if whole:
+        return whole[0].to(x.dtype)
+    y = normalized(wide, mean.reshape(shape), variance.reshape(shape), eps)
     return affine(y, weight, bias, shape).to(x.dtype)
 
 
@@ -155,7 +166,8 @@ def _batch_moments(
     examples: Tensor | None,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, variance, _, examples = mode.statistics(x, running_mean, running_var, training, examples)
+    own = partial(batch_statistics, x)
+    mean, variance, _, examples = mode.statistics(x, running_mean, running_var, training, examples, own)
     return mean, variance, examples
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
-from headstart.exact import Exact, Statistics, batch_statistics, pooled, widened
+from headstart.exact import Exact, Own, Statistics, pooled, widened
 from headstart.standardize import moments
 from headstart.swap import call_with
 from headstart.task_norm import TaskNorm
@@ -207,6 +207,7 @@ class _Policy:
         running_var: Tensor | None,
         training: bool,
         examples: Tensor | None,
+        own: Own,
     ) -> Statistics:
         """What this batch-norm call normalises with, noted under its name."""
         name = _BUFFERLESS if running_mean is None else self.running.get(id(running_mean), _FOREIGN)
@@ -225,7 +226,7 @@ class _Policy:
             examples = running_mean.new_zeros(()) if examples is None else examples
             statistics = Statistics(running_mean, running_var, running_var, examples)
         else:
-            statistics = batch_statistics(x)
+            statistics = own()
         self.seen[call] = statistics
         if self.given is not None and self.norm == "support+query":
             return _with_each(x, statistics)

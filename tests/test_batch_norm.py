@@ -1,0 +1,115 @@
+"""Batch norm in few passes against its formula, which PyTorch differentiates by itself, and finite differences."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.testing import assert_close
+
+from headstart.batch_norm import BatchNormalized
+
+# PyTorch's own forward-mode rules are scripted, which it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+SHAPES = {"images": (3, 2, 2, 3), "sequences": (2, 3, 4), "features": (4, 3), "one image": (1, 2, 3, 2)}
+AFFINE = {"scale and shift": (True, True), "shift": (False, True), "scale": (True, False), "neither": (False, False)}
+EPS = 0.1
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def given(shape: tuple[int, ...], affine: tuple[bool, bool], tasks: tuple[int, ...] = ()) -> list[Tensor | None]:
+    """Images, scale and shift, each with a leading axis of `tasks`, if any."""
+    scale, shift = affine
+    channels = shape[1]
+    return [
+        values(*tasks, *shape),
+        values(*tasks, channels, seed=1) if scale else None,
+        values(*tasks, channels, seed=2) if shift else None,
+    ]
+
+
+def by_hand(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    dims, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
+    mean = x.mean(dims)
+    variance = ((x - mean.view(shape)) ** 2).mean(dims)
+    y = (x - mean.view(shape)) / (variance.view(shape) + eps) ** 0.5
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape), mean, variance
+
+
+def fused(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return BatchNormalized.apply(x, weight, bias, eps)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
+class TestDerivatives:
+    def test_by_finite_differences(self, shape, affine):
+        inputs = [i if i is None else i.requires_grad_() for i in given(shape, affine)]
+        assert gradcheck(lambda *i: fused(*i, EPS), inputs, check_forward_ad=True)
+        assert gradgradcheck(lambda *i: fused(*i, EPS), inputs)
+
+    @pytest.mark.parametrize("parts", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+    def test_without_a_graph_and_with_one(self, shape, affine, parts):
+        """PyTorch's kernel gives the first, of the normalised values alone."""
+        grads = []
+        for function, graph in ((fused, False), (fused, True), (by_hand, False)):
+            inputs = [i if i is None else i.requires_grad_() for i in given(shape, affine)]
+            outputs = function(*inputs, EPS)
+            loss = sum((outputs[part] * values(*outputs[part].shape, seed=3)).sum() for part in parts)
+            asked = [i for i in inputs if i is not None]
+            got = torch.autograd.grad(loss, asked, create_graph=graph, allow_unused=True)
+            grads.append([torch.zeros_like(i) if g is None else g for i, g in zip(asked, got, strict=True)])
+        assert_close(grads[0], grads[2])
+        assert_close(grads[1], grads[2])
+
+    @pytest.mark.parametrize("own", [(0, 0, 0), (0, None, None), (None, 0, 0), (2, 0, None)])
+    def test_under_vmap_and_twice_differentiated(self, shape, affine, own):
+        """Tasks with axes anywhere, or shared, against a loop over tasks with the formula."""
+        inputs = given(shape, affine, tasks=(3,))
+        inputs = [i if i is None or at is not None else i[0] for i, at in zip(inputs, own, strict=True)]
+        if own[0] is None and not any(affine):
+            pytest.skip("nothing has an axis of tasks")
+        dims = tuple(None if i is None else at for i, at in zip(inputs, own, strict=True))
+
+        def slope(function):
+            def loss(*inputs: Tensor | None) -> Tensor:
+                y, mean, variance = function(*inputs, EPS)
+                return (y**3).sum() + (mean * variance).sum()
+
+            def norm(*inputs: Tensor | None) -> Tensor:
+                grads = torch.func.grad(loss, argnums=tuple(i for i, x in enumerate(inputs) if x is not None))(*inputs)
+                return sum((g**2).sum() for g in grads)
+
+            return norm
+
+        def outer(norms: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(norms.sum(), [i for i in inputs if i is not None])
+
+        for i in inputs:
+            _ = i is None or i.requires_grad_()
+        moved = [i if not at else i.movedim(0, at) for i, at in zip(inputs, dims, strict=True)]
+        ours = torch.vmap(slope(fused), dims)(*moved)
+        tasks = [[i if at is None else i[t] for i, at in zip(inputs, dims, strict=True)] for t in range(3)]
+        expected = torch.stack([slope(by_hand)(*task) for task in tasks])
+        assert_close(ours, expected)
+        assert_close(outer(ours), outer(expected))
+
+
+def test_in_single_precision_far_from_zero():
+    x = 1000 + values(8, 3, 9, 9)
+    y, _, variance = fused(x.float(), None, None, 1e-5)
+    expected, _, exact = by_hand(x, None, None, 1e-5)
+    assert_close(y.double(), expected, rtol=0, atol=1e-3)
+    assert_close(variance.double(), exact, rtol=1e-3, atol=0)
+
+
+def test_images_in_any_layout():
+    x, slope = values(4, 3, 6, 5), values(4, 3, 6, 5, seed=1)
+    expected = torch.autograd.grad((by_hand(x.requires_grad_(), None, None, EPS)[0] * slope).sum(), x)[0]
+    for layout in (lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: t.mT.contiguous().mT):
+        laid = layout(x.detach()).requires_grad_()
+        assert_close(torch.autograd.grad((fused(laid, None, None, EPS)[0] * slope).sum(), laid)[0], expected)
