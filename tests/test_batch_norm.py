@@ -1,12 +1,18 @@
 """Batch norm in few passes against its formula, which PyTorch differentiates by itself, and finite differences."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from headstart import worthwhile
 from headstart.batch_norm import BatchNormalized
+from headstart.exact import Exact, Statistics
+from headstart.layers import run
 
 # PyTorch's own forward-mode rules are scripted, which it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -113,3 +119,73 @@ def test_images_in_any_layout():
     for layout in (lambda t: t.contiguous(memory_format=torch.channels_last), lambda t: t.mT.contiguous().mT):
         laid = layout(x.detach()).requires_grad_()
         assert_close(torch.autograd.grad((fused(laid, None, None, EPS)[0] * slope).sum(), laid)[0], expected)
+
+
+KERNEL = torch.ops.aten.native_batch_norm_backward.default
+
+
+class Counting(TorchDispatchMode):
+    """How often PyTorch's kernel is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func is KERNEL
+        return func(*args, **(kwargs or {}))
+
+
+def plain(x: Tensor) -> None:
+    fused(x, None, None, EPS)[0].sum().backward()
+
+
+def with_moments(x: Tensor) -> None:
+    y, mean, variance = fused(x, None, None, EPS)
+    (y.sum() + mean.sum() + variance.sum()).backward()
+
+
+def of_many_tasks(x: Tensor) -> None:
+    torch.vmap(lambda x: fused(x, None, None, EPS)[0])(x.unsqueeze(0)).sum().backward()
+
+
+def with_a_graph(x: Tensor) -> None:
+    torch.autograd.grad(fused(x, None, None, EPS)[0].sum(), x, create_graph=True)
+
+
+def inner(x: Tensor) -> None:
+    torch.func.grad(lambda x: fused(x, None, None, EPS)[0].sum())(x)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "calls"), [(plain, 1), (with_moments, 1), (of_many_tasks, 1), (with_a_graph, 0), (inner, 0)]
+)
+def test_the_kernel_gives_what_nothing_differentiates_again(gradient, calls):
+    x = values(4, 3, 5, 5).requires_grad_()
+    with Counting() as counted:
+        gradient(x)
+    assert counted.calls == calls
+
+
+def test_layers_use_it_where_images_are_large(monkeypatch):
+    x, layer = values(4, 3, 5, 5).requires_grad_(), torch.nn.BatchNorm2d(3).double()
+    for large, calls in ((x.numel(), 1), (x.numel() + 1, 0)):
+        monkeypatch.setattr(worthwhile, "LARGE", large)
+        y = run(layer, {}, x)[0]
+        with Counting() as counted:  # it would make the layer be recorded as it is
+            y.sum().backward()
+        assert counted.calls == calls
+
+
+def test_other_statistics_than_the_batchs_own_are_heeded(monkeypatch):
+    monkeypatch.setattr(worthwhile, "LARGE", 0)
+    x = values(4, 3, 5, 5)
+
+    def shifted(*given: Any) -> Statistics:
+        statistics = given[-1]()
+        return statistics._replace(mean=statistics.mean + 1)
+
+    with Exact(shifted):
+        y = torch.nn.functional.batch_norm(x, None, None, training=True, eps=EPS)
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    assert_close(y, (x - mean - 1) / (variance + EPS).sqrt())

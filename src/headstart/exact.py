@@ -6,7 +6,7 @@ without them):
 
 - batch, layer and instance norm: where their scale adapts, the second derivatives of the native kernels are
   wrong under `vmap` by up to a few percent, without an error (their batching rule holds mean and variance
-  constant). Composed as in `standardize.py` and `batch_norm.py` they are exact.
+  constant). Computed as in `standardize.py` and `batch_norm.py` they are exact.
 - weight norm: the second derivatives of its fused kernel are wrong by a few percent even without `vmap`.
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
@@ -100,15 +100,26 @@ def pooled(share: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Te
     return mean, share * (variance_1 + spread_1) + (1 - share) * (variance_2 + spread_2)
 
 
-Own = Callable[[], Statistics]
+OwnStatistics = Callable[[], Statistics]
 """Computes the statistics of the batch at hand."""
 
-Source = Callable[[Tensor, Tensor | None, Tensor | None, bool, Tensor | None, Own], Statistics]
+Source = Callable[[Tensor, Tensor | None, Tensor | None, bool, Tensor | None, OwnStatistics], Statistics]
 """Where batch norm takes its statistics from.
 
 Called with the input, the running mean and variance that the layer passes, whether the layer is in training mode, of
 how many examples the buffers are (None where the layer does not know), and what computes the batch's own.
 """
+
+
+def _from_the_batch(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    examples: Tensor | None,
+    own: OwnStatistics,
+) -> Statistics:
+    return own()
 
 
 class Exact(TorchFunctionMode):
@@ -118,7 +129,7 @@ class Exact(TorchFunctionMode):
         statistics: Where batch norm takes its statistics from: from the batch at hand, unless given.
     """
 
-    def __init__(self, statistics: Source = lambda *given: given[-1]()):
+    def __init__(self, statistics: Source = _from_the_batch):
         super().__init__()
         self.statistics = statistics
 
@@ -141,19 +152,21 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    shape, wide, whole = [-1, x.shape[1]] + [1] * (x.dim() - 2), widened(x), []
+    shape, wide, normalised = [-1, x.shape[1]] + [1] * (x.dim() - 2), widened(x), None
 
     def own() -> Statistics:
+        nonlocal normalised
         if not worthwhile(x):
             return batch_statistics(x)
-        scale, shift = (p if p is None else p.to(wide.dtype) for p in (weight, bias))
-        y, mean, variance = BatchNormalized.apply(wide, scale, shift, eps)
-        whole.append(y)  # normalised on the way
-        return _statistics_of(x, mean, variance)
+        weight_and_bias = (p if p is None else p.to(wide.dtype) for p in (weight, bias))
+        y, mean, variance = BatchNormalized.apply(wide, *weight_and_bias, eps)
+        normalised = y, _statistics_of(x, mean, variance)
+        return normalised[1]
 
-    mean, variance, _, _ = mode.statistics(x, running_mean, running_var, training, None, own)
-    if whole:
-        return whole[0].to(x.dtype)
+    statistics = mode.statistics(x, running_mean, running_var, training, None, own)
+    if normalised is not None and statistics is normalised[1]:
+        return normalised[0].to(x.dtype)
+    mean, variance, _, _ = statistics
     y = normalized(wide, mean.reshape(shape), variance.reshape(shape), eps)
     return affine(y, weight, bias, shape).to(x.dtype)
 

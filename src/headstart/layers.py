@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
-from headstart.exact import Exact, Own, Statistics, pooled, widened
+from headstart.exact import Exact, OwnStatistics, Statistics, pooled, widened
 from headstart.standardize import moments
 from headstart.swap import call_with
 from headstart.task_norm import TaskNorm
@@ -207,7 +207,7 @@ class _Policy:
         running_var: Tensor | None,
         training: bool,
         examples: Tensor | None,
-        own: Own,
+        own: OwnStatistics,
     ) -> Statistics:
         """What this batch-norm call normalises with, noted under its name."""
         name = _BUFFERLESS if running_mean is None else self.running.get(id(running_mean), _FOREIGN)

@@ -1,5 +1,7 @@
 """Moments, and normalising by them, with derivatives written out: what norms are made of in the inner loop.
 
+Except batch norm of large images by the moments of the batch itself, see `batch_norm.py`.
+
 PyTorch differentiates the same formulas by itself, but one operation at a time; on large images that takes twice as
 long (`docs/lab-log.md`). With `y = (x - mean) scale`, `scale = 1 / sqrt(variance + eps)`, and `n` values for each mean,
 

@@ -109,14 +109,25 @@ def test_baseline_of_many_numbers_with_more_threads_than_one():
         assert_close(values[task], padded(fitted(paths(seen, task), 0.99), 60), rtol=1e-6, atol=1e-6)
 
 
-def test_baseline_of_equations_too_ill_conditioned_for_the_first_ridge(monkeypatch):
-    seen = episodes()
-    alike = seen.observations[..., :1].expand(*seen.observations.shape[:3], 40)
-    monkeypatch.setattr(advantage, "RIDGE", 1e-15)  # no longer seen beside the rounding errors
-    monkeypatch.setattr(advantage, "RIDGES", 1)
-    assert linear_baseline(seen._replace(observations=alike), 0.99).isnan().any()
-    monkeypatch.setattr(advantage, "RIDGES", 10)
-    assert linear_baseline(seen._replace(observations=alike), 0.99).isfinite().all()
+def test_equations_too_ill_conditioned_take_a_larger_ridge(monkeypatch):
+    features, targets = episodes().observations[0, 2], torch.arange(12.0).double()
+    factors, tried = torch.linalg.cholesky_ex, []
+
+    def third_time_lucky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        tried.append(matrix)
+        factor, _ = factors(matrix)
+        return factor, torch.tensor(int(len(tried) < 3))
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", third_time_lucky)
+    monkeypatch.setattr(advantage, "RIDGE", 0.01)
+    weights = advantage._regression(features, targets)
+    expected = torch.linalg.solve(features.mT @ features + torch.eye(2).double(), features.mT @ targets)
+    assert_close(weights, expected)
+
+
+def test_features_all_alike_without_a_ridge_to_be_seen_have_no_weights(monkeypatch):
+    monkeypatch.setattr(advantage, "RIDGE", 1e-30)  # 4 - 2 * 2 is zero on every machine
+    assert advantage._regression(torch.ones(4, 3).double(), torch.arange(4.0).double()).isnan().all()
 
 
 def test_baseline_of_episodes_that_are_not_finite_is_not_either():

@@ -240,7 +240,7 @@ def sampler(*rounds: list[list[int]]):
     asked: list[list[list[bool]]] = []
 
     def sample(wanted: Tensor) -> Rollouts:
-        lengths = torch.tensor(rounds[len(asked)]) * wanted
+        lengths = torch.tensor(rounds[len(asked)])[:, : wanted.shape[1]] * wanted
         asked.append(wanted.tolist())
         return made(lengths.tolist(), first=2 * (len(asked) - 1))
 
@@ -261,6 +261,17 @@ def test_one_stream_goes_on_until_the_episodes_reach_the_steps():
     assert seen.observations.shape == (2, 5, 4, 2)
     assert_close(seen.behaviour.mean[1, :, :, 0] * seen.valid[1], seen.rewards[1])
     assert_close(seen.mean_returns()[1], torch.tensor((100 + 101 + 110 + 120 + 130 + 131 + 140 + 141 + 142) / 5))
+
+
+def test_rounds_for_a_few_missing_episodes_are_narrow():
+    """Fewer places, of a size that may come again: for one episode one, for three four."""
+    sample, asked = sampler([[3, 3, 3, 3, 2]], [[3, 3, 3, 3, 3]], [[3, 3, 3, 3, 3]])
+    seen = filled(sample, (1, 5), steps=15, streams=1)
+    assert asked == [[[True] * 5], [[True]]]
+    assert seen.valid.sum(2).tolist() == [[3, 3, 3, 3, 2, 3]]
+    sample, asked = sampler([[3, 3, 3, 3, 3]], [[3, 3, 3, 3, 3]])
+    assert filled(sample, (1, 5), steps=22, streams=1).valid.sum(2).tolist() == [[3] * 8]
+    assert asked == [[[True] * 5], [[True, True, True, False]]]
 
 
 def test_several_streams_end_together_and_what_is_not_complete_then_is_left_out():

@@ -9,7 +9,9 @@ RIDGE = 1e-5
 """Added to the diagonal of the baseline's normal equations, as in rllab's `LinearFeatureBaseline`."""
 
 RIDGES = 5
-"""How many are tried, each ten times the one before, where the equations are too ill-conditioned; as in rllab."""
+"""How many are tried, each ten times the one before, where the equations are too ill-conditioned for Cholesky factors.
+
+Differs: rllab, which solves by least squares, goes on to the next where weights are not numbers."""
 
 
 def advantages(rollouts: Rollouts, discount: float, gae_lambda: float) -> Tensor:
@@ -45,9 +47,10 @@ def linear_baseline(rollouts: Rollouts, discount: float) -> Tensor:
 
 
 def _regression(features: Tensor, targets: Tensor) -> Tensor:
-    """The weights of ridge regression from features `[rows, features]` to targets `[rows]`.
+    """The weights of ridge regression from features `[rows, features]` to targets `[rows]`; NaN where none is found.
 
-    By Cholesky factors: MKL's batched LU fails with 254 features, 40 tasks and two threads on some processors.
+    By Cholesky factors: the batched `torch.linalg.solve` failed with the ant's 254 features, 40 tasks and two threads
+    (`docs/lab-log.md`).
     """
     normal, ridge = features.mT @ features, RIDGE
     identity = torch.eye(len(normal), dtype=normal.dtype, device=normal.device)

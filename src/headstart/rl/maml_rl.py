@@ -194,11 +194,12 @@ class MAMLRL(nn.Module):
     ) -> Rollouts:
         """Episodes of every task; `params` as `headstart.rl.rollout.collect` takes them, the rest as `trajectory`."""
         size, horizon = (len(tasks), self.rollouts if rollouts is None else rollouts), self.problem.horizon
-        if size not in self._environments:  # simulators are costly to make
-            self._environments[size] = self.problem.environments(*size)
-        environments = self._environments[size]
 
         def some(start: Tensor | None = None) -> Rollouts:
+            shape = size if start is None else (len(start), start.shape[1])
+            if shape not in self._environments:  # simulators are costly to make
+                self._environments[shape] = self.problem.environments(*shape)
+            environments = self._environments[shape]
             return collect(self.policy, params, environments, tasks, horizon, generator, per_task=per_task, start=start)
 
         if (self.budget if budget is None else budget) == "episodes":

@@ -154,7 +154,8 @@ def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: 
     them is above that of a fixed number of episodes.
 
     Args:
-        sample: From which environments to start, bool `[tasks, rollouts]`, to their episodes.
+        sample: From which environments to start, bool `[tasks, rollouts]`, to their episodes. With one stream it is
+            asked for fewer rollouts where few are missing.
         shape: Numbers of tasks and rollouts.
         steps: Time steps per task.
         streams: 1, or as many as rollouts.
@@ -165,24 +166,29 @@ def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: 
     parts: list[Rollouts] = []
     while True:
         parts.append(sample(wanted))
-        lengths = torch.stack([part.valid.sum(2) for part in parts], 1)  # [tasks, rounds, rollouts]
-        ended = lengths.cumsum(1) if streams > 1 else lengths.flatten(1).cumsum(1).view(lengths.shape)
-        ended = torch.where(lengths > 0, ended, torch.iinfo(ended.dtype).max).flatten(1)
+        lengths = torch.cat([part.valid.sum(2) for part in parts], 1)  # [tasks, rounds x rollouts]
+        ended = (lengths if streams == 1 else lengths.unflatten(1, (-1, streams))).cumsum(1).view(lengths.shape)
+        ended = torch.where(lengths > 0, ended, torch.iinfo(ended.dtype).max)
         order = ended.argsort(dim=1, stable=True)
-        enough = lengths.flatten(1).gather(1, order).cumsum(1) >= steps
+        enough = lengths.gather(1, order).cumsum(1) >= steps
         reached = enough.any(1)
         last = ended.gather(1, order).gather(1, enough.int().argmax(1, keepdim=True))  # the time that is complete by
         if streams > 1:  # each has to have been followed until then
-            wanted = ~reached.unsqueeze(1) | (lengths.sum(1) < last)
+            wanted = ~reached.unsqueeze(1) | (lengths.unflatten(1, (-1, streams)).sum(1) < last)
         else:
-            missing = steps - lengths.sum((1, 2))
-            usual = lengths.sum((1, 2)) / (lengths > 0).sum((1, 2))
-            wanted = torch.arange(shape[1]) < (missing / usual).ceil().unsqueeze(1)
+            usual = lengths.sum(1) / (lengths > 0).sum(1)
+            missing = ((steps - lengths.sum(1)) / usual).ceil().clamp(0, shape[1]).int()
+            wanted = torch.arange(_width(int(missing.max()), shape[1])) < missing.unsqueeze(1)
         if not wanted.any():
             break
     length = max(part.valid.shape[2] for part in parts)
     joined = pytree.tree_map(lambda *leaves: torch.cat([_padded(leaf, length) for leaf in leaves], dim=1), *parts)
     return _selected(joined, ended <= last)
+
+
+def _width(needed: int, most: int) -> int:
+    """How many rollouts to step together: of a few sizes only, as each takes simulators of its own."""
+    return min(most, 1 << max(needed - 1, 0).bit_length())
 
 
 def _selected(rollouts: Rollouts, kept: Tensor) -> Rollouts:
