@@ -18,7 +18,7 @@ from torch import Tensor
 class BatchNormalized(torch.autograd.Function):
     """`x` normalised by its moments over all axes but the second, scaled and shifted; and the moments.
 
-    With `n` values for each channel, `c = x - mean`, `s = 1 / sqrt(variance + eps)` `y = w s c` and its gradient `g`:
+    With `n` values for each channel, `c = x - mean`, `s = 1 / sqrt(variance + eps)`, `y = w s c` and its gradient `g`:
 
         of mean, variance: 1 / n, 2 c / n       of y: w s (g - sum(g) / n - c s^2 sum(g c) / n)
     """

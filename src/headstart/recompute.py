@@ -1,9 +1,9 @@
-"""Memory flat in inner steps: a function keeps only its arguments, and is computed again backwards.
+"""Memory for the parameters alone of each inner step: a function keeps its arguments, and is computed again backwards.
 
 An outer gradient through many inner steps needs what each of them computed on its way. `recomputed(inner_step)`
 keeps the step's arguments alone, that is the parameters after each step (the batch is the same tensor every
 time), and in the backward pass computes one step again, takes its vector-Jacobian product, and forgets it. The
-numbers are the same, for one more evaluation of each step: a third to a half more time on images.
+numbers are the same, for one more evaluation of each step: a third more time on large images, up to twice on small.
 `torch.utils.checkpoint` refuses to work around `torch.func.grad`.
 
 Differs from Kemaev et al. (2025, arXiv:2505.00793), who take the Hessian-vector product forward over reverse: in

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from headstart import SGD, Momentum
 from headstart.models.policy import CategoricalPolicy, GaussianPolicy
 from headstart.rl.advantage import advantages
+from headstart.rl.envs import Navigation
 from headstart.rl.maml_rl import MAMLRL
 from headstart.rl.objectives import divergence, surrogate
 
@@ -254,3 +255,29 @@ def test_too_few_inner_optimisers_are_refused():
     learner = learner_of()
     with pytest.raises(ValueError, match="for each of 3 steps, got 2"):
         list(learner.trajectory(torch.ones(1, 1).double(), 3, generator=generator(), inners=[SGD(0.1)] * 2))
+
+
+def test_a_budget_of_steps_asks_for_no_more_environments_than_are_missing():
+    class CloseBy(Navigation):
+        def __init__(self):
+            super().__init__(horizon=10)
+            self.sizes: list[tuple[int, int]] = []
+
+        def environments(self, num_tasks, rollouts):
+            self.sizes.append((num_tasks, rollouts))
+            return super().environments(num_tasks, rollouts)
+
+    torch.manual_seed(0)
+    problem, policy = CloseBy(), GaussianPolicy(2, 2, hidden=(4,))
+    learner = MAMLRL(policy, problem, rollouts=20, budget="steps")
+    torch.nn.init.constant_(policy.log_std, -1.5)  # small steps: one goal is reached now and then, the other never
+    tasks = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    own = {name: p.detach().expand(2, *p.shape) for name, p in policy.named_parameters()}
+    seen = learner.collect(own, tasks, torch.Generator().manual_seed(0))
+    steps = seen.valid.sum((1, 2))
+    assert int(steps[1]) == 200 <= int(steps[0]) < 210
+    assert int(seen.present[0].sum()) > 20 == int(seen.present[1].sum())
+    first, *others = problem.sizes
+    assert first == (2, 20)
+    assert others
+    assert all(rollouts in (1, 2, 4, 8, 16) for _, rollouts in others)

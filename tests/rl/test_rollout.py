@@ -242,7 +242,7 @@ def sampler(*rounds: list[list[int]]):
     def sample(wanted: Tensor) -> Rollouts:
         lengths = torch.tensor(rounds[len(asked)])[:, : wanted.shape[1]] * wanted
         asked.append(wanted.tolist())
-        return made(lengths.tolist(), first=2 * (len(asked) - 1))
+        return made(lengths.tolist(), first=len(rounds[0][0]) * (len(asked) - 1))
 
     return sample, asked
 
@@ -265,10 +265,11 @@ def test_one_stream_goes_on_until_the_episodes_reach_the_steps():
 
 def test_rounds_for_a_few_missing_episodes_are_narrow():
     """Fewer places, of a size that may come again: for one episode one, for three four."""
-    sample, asked = sampler([[3, 3, 3, 3, 2]], [[3, 3, 3, 3, 3]], [[3, 3, 3, 3, 3]])
-    seen = filled(sample, (1, 5), steps=15, streams=1)
-    assert asked == [[[True] * 5], [[True]]]
-    assert seen.valid.sum(2).tolist() == [[3, 3, 3, 3, 2, 3]]
+    sample, asked = sampler([[3, 3, 3, 3, 3], [3, 3, 3, 3, 2]], [[1] * 5, [3] * 5])
+    seen = filled(sample, (2, 5), steps=15, streams=1)
+    assert asked == [[[True] * 5] * 2, [[False], [True]]]
+    assert seen.valid.sum(2).tolist() == [[3, 3, 3, 3, 3, 0], [3, 3, 3, 3, 2, 3]]
+    assert_close(seen.rewards[1, 5], torch.tensor([150.0, 151, 152]))
     sample, asked = sampler([[3, 3, 3, 3, 3]], [[3, 3, 3, 3, 3]])
     assert filled(sample, (1, 5), steps=22, streams=1).valid.sum(2).tolist() == [[3] * 8]
     assert asked == [[[True] * 5], [[True, True, True, False]]]
@@ -299,6 +300,11 @@ def test_only_what_is_to_start_starts():
     _, seen = on_a_clock(torch.tensor([[2, 3], [1, 2]]), horizon=4, start=start)
     assert seen.valid.sum(2).tolist() == [[2, 0], [0, 2]]
     assert not seen.rewards[~start].any()
+
+
+def test_what_is_to_start_has_the_shape_of_the_environments():
+    with pytest.raises(ValueError, match=r"each of \(2, 2\) environments whether it starts, got \(2, 1\)"):
+        on_a_clock(torch.tensor([[2, 3], [1, 2]]), horizon=4, start=torch.ones(2, 1, dtype=torch.bool))
 
 
 def test_a_policy_whose_ways_to_act_disagree_is_refused():

@@ -196,7 +196,7 @@ class MAMLRL(nn.Module):
         size, horizon = (len(tasks), self.rollouts if rollouts is None else rollouts), self.problem.horizon
 
         def some(start: Tensor | None = None) -> Rollouts:
-            shape = size if start is None else (len(start), start.shape[1])
+            shape = size if start is None else (start.shape[0], start.shape[1])
             if shape not in self._environments:  # simulators are costly to make
                 self._environments[shape] = self.problem.environments(*shape)
             environments = self._environments[shape]

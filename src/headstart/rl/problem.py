@@ -73,4 +73,7 @@ class Problem(TaskSource):
 
     @abstractmethod
     def environments(self, num_tasks: int, rollouts: int) -> Environments:
-        """`num_tasks x rollouts` environments, to be reset before use."""
+        """`num_tasks x rollouts` environments, to be reset before use.
+
+        Learners ask for several sizes, keep what they are given, and use one after another.
+        """

@@ -108,6 +108,11 @@ def collect(
     if per_task and isinstance(policy, Stacked):
         batched = _checked(policy, batched, params, observations)
     alive = torch.ones(observations.shape[:2], dtype=torch.bool) if start is None else start
+    if alive.shape != observations.shape[:2]:
+        raise ValueError(
+            f"start must say of each of {tuple(observations.shape[:2])} environments whether it starts, "
+            f"got {tuple(alive.shape)}."
+        )
     terminated = torch.zeros_like(alive)
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Distribution]] = []
     with on_threads(1 if environments.own_threads else None):
