@@ -181,8 +181,8 @@ def test_other_statistics_than_the_batchs_own_are_heeded(monkeypatch):
     monkeypatch.setattr(worthwhile, "LARGE", 0)
     x = values(4, 3, 5, 5)
 
-    def shifted(*given: Any) -> Statistics:
-        statistics = given[-1]()
+    def shifted(own: Any, *_: Any) -> Statistics:
+        statistics = own()
         return statistics._replace(mean=statistics.mean + 1)
 
     with Exact(shifted):

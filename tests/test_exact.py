@@ -152,7 +152,9 @@ class TestBatchMoments:
         x, (mean, variance, examples) = randn(4, 2), self.BUFFERS
         with Exact(statistics):
             assert batch_moments(x, *self.BUFFERS, training=False) == (own.mean, own.variance, own.examples)
-        assert told == [(x, mean, variance, False, examples)]
+        ((batchs_own, *given),) = told
+        assert given == [x, mean, variance, False, examples]
+        assert_close(batchs_own().mean, x.mean(0))
 
 
 def test_pooled_moments_are_those_of_both_sets_together():

@@ -103,23 +103,12 @@ def pooled(share: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Te
 OwnStatistics = Callable[[], Statistics]
 """Computes the statistics of the batch at hand."""
 
-Source = Callable[[Tensor, Tensor | None, Tensor | None, bool, Tensor | None, OwnStatistics], Statistics]
+Source = Callable[[OwnStatistics, Tensor, Tensor | None, Tensor | None, bool, Tensor | None], Statistics]
 """Where batch norm takes its statistics from.
 
-Called with the input, the running mean and variance that the layer passes, whether the layer is in training mode, of
-how many examples the buffers are (None where the layer does not know), and what computes the batch's own.
+Called with what computes the batch's own, the input, the running mean and variance that the layer passes, whether the
+layer is in training mode, and of how many examples the buffers are (None where the layer does not know).
 """
-
-
-def _from_the_batch(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    examples: Tensor | None,
-    own: OwnStatistics,
-) -> Statistics:
-    return own()
 
 
 class Exact(TorchFunctionMode):
@@ -129,7 +118,7 @@ class Exact(TorchFunctionMode):
         statistics: Where batch norm takes its statistics from: from the batch at hand, unless given.
     """
 
-    def __init__(self, statistics: Source = _from_the_batch):
+    def __init__(self, statistics: Source = lambda own, *_: own()):
         super().__init__()
         self.statistics = statistics
 
@@ -163,7 +152,7 @@ def _batch_norm(
         normalised = y, _statistics_of(x, mean, variance)
         return normalised[1]
 
-    statistics = mode.statistics(x, running_mean, running_var, training, None, own)
+    statistics = mode.statistics(own, x, running_mean, running_var, training, None)
     if normalised is not None and statistics is normalised[1]:
         return normalised[0].to(x.dtype)
     mean, variance, _, _ = statistics
@@ -180,7 +169,7 @@ def _batch_moments(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     own = partial(batch_statistics, x)
-    mean, variance, _, examples = mode.statistics(x, running_mean, running_var, training, examples, own)
+    mean, variance, _, examples = mode.statistics(own, x, running_mean, running_var, training, examples)
     return mean, variance, examples
 
 

@@ -202,12 +202,12 @@ class _Policy:
 
     def statistics(
         self,
+        own: OwnStatistics,
         x: Tensor,
         running_mean: Tensor | None,
         running_var: Tensor | None,
         training: bool,
         examples: Tensor | None,
-        own: OwnStatistics,
     ) -> Statistics:
         """What this batch-norm call normalises with, noted under its name."""
         name = _BUFFERLESS if running_mean is None else self.running.get(id(running_mean), _FOREIGN)
