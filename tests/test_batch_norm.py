@@ -60,7 +60,7 @@ class TestDerivatives:
 
     @pytest.mark.parametrize("parts", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
     def test_without_a_graph_and_with_one(self, shape, affine, parts):
-        """PyTorch's kernel gives the first, of the normalised values alone."""
+        """PyTorch's kernel gives what the first owes to the normalised values."""
         grads = []
         for function, graph in ((fused, False), (fused, True), (by_hand, False)):
             inputs = [i if i is None else i.requires_grad_() for i in given(shape, affine)]
