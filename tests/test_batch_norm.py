@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import error
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
@@ -175,6 +176,40 @@ def test_layers_use_it_where_images_are_large(monkeypatch):
         with Counting() as counted:  # any dispatch mode turns `worthwhile` off
             y.sum().backward()
         assert counted.calls == calls
+
+
+class TestDifferentiatedOnce:
+    """By PyTorch's kernels for large images; whether anything is differentiated again, a context promises only."""
+
+    @pytest.fixture(autouse=True)
+    def _inside(self, monkeypatch):
+        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)
+        with worthwhile.differentiated_once():
+            yield
+
+    @pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
+    def test_by_finite_differences(self, affine):
+        inputs = [i if i is None else i.requires_grad_() for i in given(SHAPES["images"], affine)]
+        assert gradcheck(lambda *i: fused(*i, EPS), inputs)
+        assert gradgradcheck(lambda *i: fused(*i, EPS), inputs)
+
+    @pytest.mark.parametrize("again", [False, True])
+    @pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
+    def test_in_half_precision(self, affine, again):
+        """The formulas, where something is differentiated again, are in single precision."""
+
+        def gradients(fn: Any, inputs: list[Any]) -> list[Tensor]:
+            asked = [i for i in inputs if i is not None]
+            y, mean, variance = fn(*inputs, EPS)
+            value = (y.to(mean.dtype) * values(*y.shape, seed=3).to(mean.dtype)).sum() + (mean * variance).sum()
+            return [y, mean, variance, *torch.autograd.grad(value, asked, create_graph=again)]
+
+        exact = [i if i is None else i.requires_grad_() for i in given((8, 3, 9, 9), affine)]
+        inputs = [None if i is None else i.detach().float().requires_grad_() for i in exact]
+        inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
+        ours, expected = gradients(fused, inputs), gradients(by_hand, exact)
+        assert [t.dtype == torch.bfloat16 for t in ours] == [True, False, False, True, *[False] * (len(ours) - 4)]
+        assert all(error(o.double(), e) < 1e-2 for o, e in zip(ours, expected, strict=True))
 
 
 def test_other_statistics_than_the_batchs_own_are_heeded(monkeypatch):

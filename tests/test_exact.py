@@ -97,6 +97,34 @@ def test_statistics_in_half_precision_are_taken_in_single(name):
         assert error(fn(*inputs), fn(*(x.double() for x in inputs))) < 1e-2
 
 
+IN_HALF_PRECISION = {
+    "conv1d": (F.conv1d, [(5, 3, 8), (4, 3, 3), (4,)]),
+    "conv2d": (F.conv2d, [(5, 3, 8, 8), (4, 3, 3, 3), (4,)]),
+    "conv3d": (F.conv3d, [(5, 3, 4, 4, 4), (4, 3, 3, 3, 3), (4,)]),
+    "conv_transpose1d": (F.conv_transpose1d, [(5, 3, 8), (3, 4, 3), (4,)]),
+    "conv_transpose2d": (F.conv_transpose2d, [(5, 3, 8, 8), (3, 4, 3, 3), (4,)]),
+    "conv_transpose3d": (F.conv_transpose3d, [(5, 3, 4, 4, 4), (3, 4, 3, 3, 3), (4,)]),
+    "linear": (F.linear, [(5, 3), (4, 3), (4,)]),
+    "by name": (lambda x, w, b: F.linear(x, weight=w, bias=b), [(5, 3), (4, 3), (4,)]),
+    "operator": (torch.ops.aten.conv2d, [(5, 3, 8, 8), (4, 3, 3, 3), (4,)]),
+    "addmm": (torch.addmm, [(5, 4), (5, 3), (3, 4)]),
+    "baddbmm": (torch.baddbmm, [(2, 5, 4), (2, 5, 3), (2, 3, 4)]),
+    "attention": (F.scaled_dot_product_attention, [(2, 4, 3)] * 3),
+}
+
+
+@pytest.mark.parametrize("name", IN_HALF_PRECISION)
+def test_autocast_reaches_it_under_vmap(name):
+    """PyTorch's own does not, on a CPU: it would be computed in single precision."""
+    fn, shapes = IN_HALF_PRECISION[name]
+    inputs = [randn(*shape, dtype=torch.float32) for shape in shapes]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Exact():
+        assert torch.vmap(fn)(*(x.unsqueeze(0) for x in inputs)).dtype == torch.bfloat16
+        assert fn(*(x.double() for x in inputs)).dtype == torch.float64  # as PyTorch's leaves it
+    with Exact():
+        assert fn(*inputs).dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_second_derivatives_are_right(name):
     fn, shapes = CALLS[name]
@@ -177,7 +205,7 @@ def test_every_operator_behind_a_substituted_function_is_substituted_too():
     operators = {
         str(function).removeprefix("aten.") for function in EXACT if isinstance(function, torch._ops.OpOverloadPacket)
     }
-    assert names | {"scaled_dot_product_attention"} == operators
+    assert names | {"scaled_dot_product_attention", "linear"} == operators
     x, weight = randn(6, 3), randn(3)
     with Exact():
         torch.ops.aten.layer_norm(x, [3], weight)

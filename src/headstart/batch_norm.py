@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headstart.precision import widened
+from headstart.worthwhile import natively
+
 
 class BatchNormalized(torch.autograd.Function):
     """`x` normalised by its moments over all axes but the second, scaled and shifted; and the moments.
@@ -28,11 +31,15 @@ class BatchNormalized(torch.autograd.Function):
         """What is normalised, mean and biased variance.
 
         Args:
-            x: `[examples, channels, ...]`, of two axes at least.
+            x: `[examples, channels, ...]`, of two axes at least; of half precision only where `natively`.
             weight: `[channels]`, as all others here; None for one.
             bias: None for zero.
             eps: Added to the variance.
         """
+        if natively(x):
+            one = x.new_ones(x.shape[1], dtype=widened(x).dtype) if weight is None else weight  # which sets the type
+            y, mean, invstd = torch.ops.aten.native_batch_norm(x, one, bias, None, None, True, 0.0, eps)
+            return y, mean, invstd.pow(-2) - eps
         count, shape = _count(x), _along(x)
         mean = _sum(x) / count
         centred = x - mean.reshape(shape)
@@ -73,12 +80,14 @@ class BatchNormalized(torch.autograd.Function):
         """The gradients of the first three."""
         (x, weight, mean, variance), (to_y, to_mean, to_variance) = ctx.saved_tensors, grad_outputs
         invstd, asked = (variance + ctx.eps).rsqrt(), list(ctx.needs_input_grad[:3])
-        count, shape = _count(x), _along(x)
+        count, shape, dtype = _count(x), _along(x), x.dtype
         grads: list[Tensor | None] = [None, None, None]
         if to_y is not None and x.device.type == "cpu" and not torch.is_grad_enabled():
-            native = torch.ops.aten.native_batch_norm_backward  # on CUDA it wants a weight
-            grads = [*native(to_y, x, weight, None, None, mean, invstd, True, ctx.eps, asked)]
+            native = torch.ops.aten.native_batch_norm_backward  # on CUDA it wants a weight, as in half precision
+            one = mean.new_ones(len(mean)) if weight is None and x.dtype != mean.dtype else weight
+            grads = [*native(to_y, x, one, None, None, mean, invstd, True, ctx.eps, asked)]
         elif to_y is not None:
+            x, to_y = widened(x), widened(to_y)
             centred, gain = x - mean.reshape(shape), invstd if weight is None else invstd * weight
             along_1, along_c = _sum(to_y), _sum(to_y * centred)
             by_moments = torch.addcmul(
@@ -91,6 +100,7 @@ class BatchNormalized(torch.autograd.Function):
         if to_variance is not None:
             of_variance = (to_variance * (2 / count)).reshape(shape)
             grads[0] = _added(grads[0], (x - mean.reshape(shape)) * of_variance)
+        grads[0] = None if grads[0] is None else grads[0].to(dtype)
         return *grads, None
 
     @staticmethod

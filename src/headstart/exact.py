@@ -11,8 +11,9 @@ without them):
 - embedding with a padding index: under `vmap` the padding row is learned in every task but the first.
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 
-Two are there for another reason: a layer that asks `batch_moments` gets those of the norm policy, and max-pooling
-is exact as it is, but faster as in `pooling.py`.
+Some are there for another reason: a layer that asks `batch_moments` gets those of the norm policy; max-pooling is exact
+as it is, but faster as in `pooling.py`; autocast, which on a CPU loses sight of convolutions and linear layers under
+`vmap`, reaches them too.
 
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
 """
@@ -30,8 +31,9 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from headstart.batch_norm import BatchNormalized
 from headstart.pooling import max_pool2d
+from headstart.precision import narrowed, widened
 from headstart.standardize import moments, normalized, standardized
-from headstart.worthwhile import worthwhile
+from headstart.worthwhile import natively, worthwhile
 
 
 class Statistics(NamedTuple):
@@ -145,10 +147,10 @@ def _batch_norm(
 
     def own() -> Statistics:
         nonlocal normalised
-        if not worthwhile(x):
+        if not worthwhile(x) and not natively(x):
             return batch_statistics(x)
         weight_and_bias = (p if p is None else p.to(wide.dtype) for p in (weight, bias))
-        y, mean, variance = BatchNormalized.apply(wide, *weight_and_bias, eps)
+        y, mean, variance = BatchNormalized.apply(x if natively(x) else wide, *weight_and_bias, eps)
         normalised = y, _statistics_of(x, mean, variance)
         return normalised[1]
 
@@ -214,17 +216,20 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[in
     return x
 
 
-def widened(x: Tensor) -> Tensor:
-    """`x` in at least single precision, in which the native kernels, too, compute their statistics."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _with_math_attention(func: Callable) -> Callable:
     def attention(mode: Exact, *args: Any, **kwargs: Any) -> Any:
         with sdpa_kernel(SDPBackend.MATH):
-            return func(*args, **kwargs)
+            return _under_autocast(func)(mode, *args, **kwargs)
 
     return attention
+
+
+def _under_autocast(func: Callable) -> Callable:
+    def cast(mode: Exact, *args: Any, **kwargs: Any) -> Any:
+        values = narrowed(*args, *kwargs.values())
+        return func(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
+
+    return cast
 
 
 def _weight_norm(mode: Exact, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -302,6 +307,13 @@ def _refused(name: str) -> Callable:
     return refuse
 
 
+_CAST = (
+    *(torch.conv1d, torch.conv2d, torch.conv3d),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+    *(F.linear, torch.addmm, torch.baddbmm),
+)
+"""What autocast computes in half precision, but not under `vmap` on a CPU."""
+
 EXACT: dict[Callable, Callable] = {
     batch_moments: _batch_moments,
     F.batch_norm: _batch_norm,
@@ -327,6 +339,7 @@ EXACT: dict[Callable, Callable] = {
     ),
     torch.max_pool2d: lambda mode, *args, **kwargs: max_pool2d(*args, **kwargs),
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
+    **{function: _under_autocast(function) for function in _CAST},
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }
 """What is substituted, by the function called."""

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
-from headstart.exact import Exact, OwnStatistics, Statistics, pooled, widened
+from headstart.exact import Exact, OwnStatistics, Statistics, pooled
+from headstart.precision import widened
 from headstart.standardize import moments
 from headstart.swap import call_with
 from headstart.task_norm import TaskNorm

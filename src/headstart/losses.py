@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from headstart.exact import Exact, widened
+from headstart.exact import Exact
+from headstart.precision import widened
 from headstart.types import Params
 
 Criterion = Callable[..., Tensor]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from headstart.exact import affine, batch_moments, pooled, widened
+from headstart.exact import affine, batch_moments, pooled
+from headstart.precision import widened
 from headstart.standardize import moments, normalized
 
 Own = Literal["instance", "layer"]

@@ -1,5 +1,6 @@
 """Compiled mode and half precision give what eager mode gives, and what is compiled is compiled once."""
 
+import collections
 import copy
 
 import pytest
@@ -21,10 +22,10 @@ from reference import (
 )
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart import MAML, SGD, Adam, Batch, Momentum, Task
+from headstart import MAML, SGD, Adam, Batch, Momentum, Task, worthwhile
 from headstart.models import Conv4
-from headstart.training import products
 from headstart.training.engine import Engine
 from headstart.training.gradient import GradientUpdater
 from headstart.vectorize import stack
@@ -48,6 +49,16 @@ def convolutional(dtype: torch.dtype = torch.float64) -> nn.Sequential:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.running_mean, std=0.3)
     return model.to(dtype)
+
+
+class Viewing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(32, WAYS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images).view(len(images), -1))
 
 
 def gradient_of(module: nn.Module) -> Tensor:
@@ -160,6 +171,15 @@ class TestRecordedIsEager:
         for p, q in zip(learner.parameters(), other.parameters(), strict=True):
             assert_close(p, q, rtol=1e-8, atol=1e-8)
 
+    @pytest.mark.parametrize("large", [False, True])
+    @pytest.mark.parametrize(("steps", "norm"), [(1, "batch"), (2, "batch"), (2, "support"), (2, "support+query")])
+    def test_images_flattened_by_view(self, monkeypatch, steps, norm, large):
+        """As most networks do. Inside, images have their channels last, which such a view cannot be taken of."""
+        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0 if large else 10**9)
+        torch.manual_seed(0)
+        learner = MAML(Viewing().double(), F.cross_entropy, inner=SGD(0.1), steps=steps, norm=norm)
+        assert_as_eager(learner, images_of(), calls=2)
+
     def test_parameters_are_left_alone(self):
         learner = MAML(normed(), F.mse_loss, steps=2)
         before = {name: value.clone() for name, value in learner.state_dict().items()}
@@ -183,14 +203,15 @@ class TestCompiledIsEager:
         engine = assert_as_eager(learner, contiguous(images_of()), calls=2)
         assert [len(piece.compiled) for piece in pieces(engine)] == [1, 1]
 
-    def test_a_sweep_over_native_convolutions_and_pooling(self, monkeypatch):
-        """What a step hands to its derivative in layouts that native operations choose, one task at a time."""
-        monkeypatch.setattr(products, "MOST_POSITIONS", 0)
+    @pytest.mark.parametrize("chunk_size", [1, None])
+    def test_a_sweep_over_native_convolutions_and_pooling(self, monkeypatch, chunk_size):
+        """What a step hands to its derivative in layouts that native operations choose, queries with channels last."""
+        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)
         torch.manual_seed(0)
         body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.MaxPool2d(2))
         model = nn.Sequential(body, nn.Flatten(), nn.Linear(32, WAYS)).double()
         learner = MAML(model, F.cross_entropy, inner=SGD(0.1), steps=3)
-        engine = assert_as_eager(learner, contiguous(images_of()), calls=2, chunk_size=1)
+        engine = assert_as_eager(learner, contiguous(images_of()), calls=2, chunk_size=chunk_size)
         assert [len(piece.compiled) for piece in pieces(engine)] == [1, 1]
 
     def test_one_graph_with_dropout_in_half_precision(self):
@@ -285,9 +306,11 @@ class TestRecordedAnew:
 
 
 class TestBfloat16:
+    @pytest.mark.parametrize("large", [False, True])
     @pytest.mark.parametrize(("mode", "steps"), [("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2)])
     @pytest.mark.usefixtures("recorded")
-    def test_is_close_and_leaves_types_alone(self, mode, steps):
+    def test_is_close_and_leaves_types_alone(self, monkeypatch, mode, steps, large):
+        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0 if large else 10**9)
         torch.manual_seed(0)
         mlp = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
         smooth = nn.Sequential(
@@ -308,6 +331,28 @@ class TestBfloat16:
             assert_close(losses, exact, rtol=0.05, atol=0.02)
             assert F.cosine_similarity(gradient_of(learner), gradient_of(other), dim=0) > 0.99
             assert error(gradient_of(learner), gradient_of(other)) > 1e-5  # it was not computed in float32
+
+    @pytest.mark.parametrize("how", ["vmap", "loop"])
+    @pytest.mark.parametrize("mode", ["eager", "compiled"])
+    @pytest.mark.usefixtures("recorded")
+    def test_every_convolution_is_in_half_precision(self, monkeypatch, mode, how):
+        """Those of the queries too, which only `vmap` surrounds: PyTorch's autocast does not see them."""
+        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)  # native in compiled mode too
+        seen = collections.Counter()
+
+        class Types(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                if func.overloadpacket in (torch.ops.aten.convolution, torch.ops.aten.convolution_backward):
+                    seen[args[0].dtype, args[1].dtype] += 1
+                return func(*args, **(kwargs or {}))
+
+        learner = MAML(convolutional(torch.float32), F.cross_entropy, inner=SGD(0.1), steps=2, vectorize=how)
+        engine = Engine(learner, mode=mode, precision="bfloat16")
+        engine.gradient(images_of(torch.float32))
+        with Types():
+            engine.gradient(images_of(torch.float32))
+        assert engine.mode == mode
+        assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
 
 
 def test_references_differ_where_they_should():

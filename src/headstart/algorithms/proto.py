@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from headstart.algorithms.heads import TaskHead, head_inputs
-from headstart.exact import widened
 from headstart.layers import Norm
 from headstart.losses import Criterion
+from headstart.precision import widened
 from headstart.types import Batch, Params
 
 

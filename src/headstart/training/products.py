@@ -14,7 +14,6 @@ additions into a strided slice.
 `AsProducts` is the context in which it happens. Outside a compiler it is slower than the native kernels.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-MOST_POSITIONS = 256
-"""Positions of a kernel in an image above which a convolution stays native. Windows of larger images outgrow the
-caches, and what the compiler makes of them is far slower: 19 s instead of 4 on 84 x 84 (`docs/lab-log.md`)."""
+from headstart.precision import narrowed
+from headstart.worthwhile import is_large, natively
 
 Kind = Literal["ab", "abT", "aTb"]
 Pair = tuple[int, int]
@@ -148,7 +146,7 @@ def _positions(size: int, kernel: int, stride: int) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` as a `Product`: `[..., features]` to `[..., outputs]`."""
-    flat, weight = _autocast(x.reshape(-1, x.shape[-1]), weight)
+    flat, weight = narrowed(x.reshape(-1, x.shape[-1]), weight)
     out = Product.apply(flat, weight, "abT").reshape(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias.to(out.dtype)
 
@@ -163,7 +161,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding
         stride: Down and across.
         padding: Zeros above and below, left and right.
     """
-    x, weight = _autocast(x, weight)
+    x, weight = narrowed(x, weight)
     kernel = weight.shape[2], weight.shape[3]
     padded = F.pad(x.permute(0, 2, 3, 1), [0, 0, padding[1], padding[1], padding[0], padding[0]])
     windows = Windows.apply(padded, kernel, stride)
@@ -173,18 +171,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding
     return out.reshape(*windows.shape[:3], weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """`tensors` in autocast's type where it is on, as the native functions cast theirs."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(t.to(torch.get_autocast_dtype(kind)) if t.dtype == torch.float32 else t for t in tensors)
-
-
 class AsProducts(TorchFunctionMode):
     """A context in which convolutions and linear layers are computed as products, where that can be.
 
-    Dilated and grouped convolutions, padding given by name, and large images are left as they are.
+    Dilated and grouped convolutions, padding given by name, and large images are left as they are. Images come out with
+    channels last, which not every view can be taken of (`x.view(len(x), -1)`): then it is a copy.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -194,7 +185,16 @@ class AsProducts(TorchFunctionMode):
             return _linear_or_native(func, *args, **kwargs)
         if func in (F.conv2d, torch.conv2d):
             return _conv2d_or_native(func, *args, **kwargs)
+        if func is torch.Tensor.view:
+            return _view_or_copy(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _view_or_copy(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    try:
+        return x.view(*args, **kwargs)
+    except RuntimeError:
+        return x.contiguous().view(*args, **kwargs)  # which says so if that is not why
 
 
 def _linear_or_native(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -219,9 +219,14 @@ def _conv2d_or_native(
         )
     ]
     # Where the kernel is larger than the image, the native function says so.
-    if not plain or min(positions) < 1 or math.prod(positions) > MOST_POSITIONS:
-        return func(input, weight, bias, stride, padding, dilation, groups)
+    if not plain or min(positions) < 1 or is_large(positions):
+        images = _channels_last(input) if natively(input) else input
+        return func(images, weight, bias, stride, padding, dilation, groups)
     return conv2d(input, weight, bias, _pair(stride), _pair(padding))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _pair(value: Any) -> Pair:

@@ -21,6 +21,7 @@ from headstart.training.functional import added, call, gradients
 from headstart.training.tracing import Flat, Traced
 from headstart.training.vjp import TracedVjp
 from headstart.types import Params, Task
+from headstart.worthwhile import differentiated_once
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""
@@ -92,7 +93,7 @@ class Sweep:
         def query_loss(fast: Params, task: Task) -> tuple[Tensor, Any]:
             return call(self.learner, "query_loss", leaves | buffers, fast, task)
 
-        with self.context():
+        with self.context(), differentiated_once():
             losses, seen = torch.vmap(query_loss, randomness="different")(fast, tasks)
         grads = gradients([losses.sum()], None, leaves | inputs)
         seen = pytree.tree_map(torch.Tensor.detach, seen)

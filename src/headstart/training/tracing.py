@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from headstart.training.pooling import use_native_gradient
+from headstart.training.native import keep_native
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def recorded(
 
     graph = make_fx(flat_fn)(*examples)
     _free_layouts(graph)
-    use_native_gradient(graph)
+    keep_native(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     _check_closed(graph)

@@ -35,6 +35,7 @@ _LONG = {
     _aten.convolution,
     _aten.convolution_backward,
     _aten.max_pool2d_with_indices,
+    torch.ops.headstart.max_pool,
     torch.ops.headstart.max_pool_gradient,
 }
 """Operations whose results are kept, besides reductions. What a kernel sees at each position is copied again instead:

@@ -1,0 +1,146 @@
+"""Operations of a compiled graph that are left to PyTorch's native code, instead of what its compiler generates.
+
+Max-pooling's gradient always: generated, it asks each position of an image which of the windows around it chose it, and
+finds out anew wherever the answer is used. Vectorised, in bfloat16, in a network of four pooled blocks, that gave
+gradients several times too large; without vector instructions, and by PyTorch's native code, they agree with eager
+mode's (`docs/lab-log.md`).
+
+Max-pooling and batch norm of large images with channels last, because generated they are slow in that layout. A layout
+is what both are asked for in, so the compiler cannot choose another: it would copy before and after.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from headstart.worthwhile import is_large
+
+_aten = torch.ops.aten
+
+
+def keep_native(graph: GraphModule) -> None:
+    """Replace these operations, in place, in a graph recorded on a CPU, by ones that the compiler does not know."""
+    own = torch.ops.headstart
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices_backward.default):
+        grad, images, *window, indices = node.args
+        if _on_cpu(images):
+            node.target = own.max_pool_gradient.default
+            node.args = grad, indices, list(images.meta["val"].shape), *window
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices.default):
+        images, *window = node.args
+        if _on_cpu(images) and _large_and_channels_last(images.meta["val"]):
+            node.target = own.max_pool.default
+            node.args = images, *window, *_DEFAULTS[len(window) :]
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm.default):
+        images, weight, bias, *_, eps = node.args
+        if _on_cpu(images):
+            node.target, node.args = own.batch_norm.default, (images, weight, bias, eps)
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm_backward.default):
+        grad, images, weight, _, _, mean, invstd, _, eps, _ = node.args
+        if _on_cpu(images):
+            node.target, node.args = own.batch_norm_gradient.default, (grad, images, weight, mean, invstd, eps)
+
+
+_DEFAULTS: tuple[Any, ...] = (), (), (0, 0), (1, 1), False
+"""Of the arguments of `max_pool2d` after the image; the first has none."""
+
+
+def _on_cpu(node: Node) -> bool:
+    return node.meta["val"].device.type == "cpu"
+
+
+def _large_and_channels_last(images: Tensor) -> bool:
+    return _layout(images) == torch.channels_last and is_large(images.shape[-2:])
+
+
+def _layout(images: Tensor) -> torch.memory_format:
+    """Contiguous where it may be either."""
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _operation(name: str, tag: torch.Tag) -> Any:
+    return torch.library.custom_op(f"headstart::{name}", mutates_args=(), device_types="cpu", tags=[tag])
+
+
+@_operation("max_pool", torch.Tag.needs_exact_strides)
+def max_pool(
+    images: Tensor,
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool,
+) -> tuple[Tensor, Tensor]:
+    """Maxima and their indices; the arguments are those of `max_pool2d`."""
+    return _aten.max_pool2d_with_indices(images, window, stride, padding, dilation, ceil)
+
+
+@max_pool.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    return _aten.max_pool2d_with_indices(*args)
+
+
+@_operation("max_pool_gradient", torch.Tag.flexible_layout)
+def max_pool_gradient(
+    grad: Tensor,
+    indices: Tensor,
+    size: Sequence[int],
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil: bool,
+) -> Tensor:
+    """The gradient of what was pooled, in the layout of `indices`; contiguous where they may have either.
+
+    PyTorch's operation wants to be given what was pooled, of which it uses shape and layout only: this one does
+    without, so that a graph need not keep it.
+
+    Args:
+        grad: Of the maxima, `[..., channels, height, width]`.
+        indices: Of the maxima, as `max_pool2d` returns them, of the same shape.
+        size: Shape of what was pooled.
+        window: `kernel_size` of `max_pool2d`; `stride`, `padding`, `dilation` and `ceil` are its arguments too.
+    """
+    return _aten.max_pool2d_with_indices_backward(
+        grad, _empty(indices, grad.dtype, size), window, stride, padding, dilation, ceil, indices
+    )
+
+
+@max_pool_gradient.register_fake
+def _(grad: Tensor, indices: Tensor, size: Sequence[int], *_: object) -> Tensor:
+    return _empty(indices, grad.dtype, size)
+
+
+def _empty(like: Tensor, dtype: torch.dtype, size: Sequence[int]) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=like.device, memory_format=_layout(like))
+
+
+@_operation("batch_norm", torch.Tag.needs_exact_strides)
+def batch_norm(images: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What is normalised, in the layout of `images`; mean and reciprocal standard deviation, `[channels]`."""
+    return _aten.native_batch_norm(images, weight, bias, None, None, True, 0.0, eps)
+
+
+@batch_norm.register_fake
+def _(images: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
+
+
+@_operation("batch_norm_gradient", torch.Tag.needs_exact_strides)
+def batch_norm_gradient(
+    grad: Tensor, images: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `images`, in their layout, of scale and of shift."""
+    grad = grad.contiguous(memory_format=_layout(images))  # else PyTorch takes ten times as long
+    asked = [True, True, True]
+    return _aten.native_batch_norm_backward(grad, images, weight, None, None, mean, invstd, True, eps, asked)
+
+
+@batch_norm_gradient.register_fake
+def _(grad: Tensor, images: Tensor, weight: Tensor | None, mean: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(images), torch.empty_like(mean), torch.empty_like(mean)
