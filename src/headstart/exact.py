@@ -307,7 +307,7 @@ def _refused(name: str) -> Callable:
     return refuse
 
 
-_CAST = (
+AUTOCAST = (
     *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
     *(F.linear, torch.addmm, torch.baddbmm),
@@ -339,7 +339,7 @@ EXACT: dict[Callable, Callable] = {
     ),
     torch.max_pool2d: lambda mode, *args, **kwargs: max_pool2d(*args, **kwargs),
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
-    **{function: _under_autocast(function) for function in _CAST},
+    **{function: _under_autocast(function) for function in AUTOCAST},
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }
 """What is substituted, by the function called."""
