@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart import worthwhile
+from headstart import once, worthwhile
 from headstart.batch_norm import BatchNormalized
 from headstart.exact import Exact, Statistics
 from headstart.layers import run
@@ -178,20 +178,49 @@ def test_layers_use_it_where_images_are_large(monkeypatch):
         assert counted.calls == calls
 
 
+def kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return BatchNormalized.apply(x, weight, bias, eps, True)
+
+
 class TestDifferentiatedOnce:
     """By PyTorch's kernels for large images; whether anything is differentiated again, a context promises only."""
 
     @pytest.fixture(autouse=True)
-    def _inside(self, monkeypatch):
-        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)
-        with worthwhile.differentiated_once():
+    def _inside(self):
+        with once.differentiated_once():
             yield
 
     @pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
     def test_by_finite_differences(self, affine):
         inputs = [i if i is None else i.requires_grad_() for i in given(SHAPES["images"], affine)]
-        assert gradcheck(lambda *i: fused(*i, EPS), inputs)
-        assert gradgradcheck(lambda *i: fused(*i, EPS), inputs)
+        assert gradcheck(lambda *i: kernel(*i, EPS), inputs, check_forward_ad=True)
+        assert gradgradcheck(lambda *i: kernel(*i, EPS), inputs)
+
+    @pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
+    def test_of_several_tasks(self, affine):
+        def slopes(fn: Any, *inputs: Any) -> list[Tensor]:
+            asked = [i for i in inputs if i is not None]
+            (first,) = torch.autograd.grad((fn(*inputs)[0] ** 3).sum(), inputs[0], create_graph=True)
+            return [first, *torch.autograd.grad((first**2).sum(), asked)]
+
+        inputs = [None if i is None else i.requires_grad_() for i in given(SHAPES["images"], affine, tasks=(3,))]
+        dims = tuple(None if i is None else 0 for i in inputs)
+        ours, expected = (
+            slopes(lambda *i, fn=fn: torch.vmap(lambda *i: fn(*i, EPS), dims)(*i), *inputs) for fn in (kernel, by_hand)
+        )
+        assert_close(ours, expected)
+
+    def test_constant_channels_have_no_negative_variance(self):
+        x = torch.rand(1000, generator=torch.Generator().manual_seed(0)).view(1, -1, 1, 1).expand(2, -1, 3, 3)
+        assert (kernel(x.contiguous(), None, None, 1e-3)[2] >= 0).all()
+
+    @pytest.mark.parametrize(("large", "calls"), [(24, 1), (25, 0)])
+    def test_layers_use_it_where_images_are_large(self, monkeypatch, large, calls):
+        monkeypatch.setattr(once, "LARGE_IMAGE", large)
+        layer, x = torch.nn.BatchNorm2d(3), torch.zeros(4, 3, 5, 5)
+        with torch.profiler.profile() as profile:
+            run(layer, {}, x)
+        assert sum(e.count for e in profile.key_averages() if e.key == "aten::native_batch_norm") == calls
 
     @pytest.mark.parametrize("again", [False, True])
     @pytest.mark.parametrize("affine", AFFINE.values(), ids=AFFINE)
@@ -207,7 +236,7 @@ class TestDifferentiatedOnce:
         exact = [i if i is None else i.requires_grad_() for i in given((8, 3, 9, 9), affine)]
         inputs = [None if i is None else i.detach().float().requires_grad_() for i in exact]
         inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
-        ours, expected = gradients(fused, inputs), gradients(by_hand, exact)
+        ours, expected = gradients(kernel, inputs), gradients(by_hand, exact)
         assert [t.dtype == torch.bfloat16 for t in ours] == [True, False, False, True, *[False] * (len(ours) - 4)]
         assert all(error(o.double(), e) < 1e-2 for o, e in zip(ours, expected, strict=True))
 

@@ -109,7 +109,14 @@ IN_HALF_PRECISION = {
     "operator": (torch.ops.aten.conv2d, [(5, 3, 8, 8), (4, 3, 3, 3), (4,)]),
     "addmm": (torch.addmm, [(5, 4), (5, 3), (3, 4)]),
     "baddbmm": (torch.baddbmm, [(2, 5, 4), (2, 5, 3), (2, 3, 4)]),
+    "addbmm": (torch.addbmm, [(5, 4), (2, 5, 3), (2, 3, 4)]),
+    "method": (torch.Tensor.addmm, [(5, 4), (5, 3), (3, 4)]),
+    "vecdot": (torch.linalg.vecdot, [(5, 4), (5, 4)]),
     "attention": (F.scaled_dot_product_attention, [(2, 4, 3)] * 3),
+    "several heads": (
+        lambda x, w, b, v: F.multi_head_attention_forward(x, x, x, 4, 2, w, b, None, None, False, 0.0, v, None)[0],
+        [(3, 2, 4), (12, 4), (12,), (4, 4)],
+    ),
 }
 
 
@@ -120,9 +127,26 @@ def test_autocast_reaches_it_under_vmap(name):
     inputs = [randn(*shape, dtype=torch.float32) for shape in shapes]
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Exact():
         assert torch.vmap(fn)(*(x.unsqueeze(0) for x in inputs)).dtype == torch.bfloat16
+        assert fn(inputs[0].half(), *inputs[1:]).dtype == torch.bfloat16
         assert fn(*(x.double() for x in inputs)).dtype == torch.float64  # as PyTorch's leaves it
-    with Exact():
-        assert fn(*inputs).dtype == torch.float32
+        with torch.autocast("cpu", enabled=False):
+            assert fn(*inputs).dtype == torch.float32
+
+
+def test_what_autocast_leaves_alone():
+    a, b, out = randn(5, 3, dtype=torch.float32), randn(3, 4, dtype=torch.float32), torch.zeros(5, 4)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Exact():
+        torch.addmm(torch.zeros(5, 4), a, b, out=out)
+        assert F.linear(a.to("meta"), b.T.to("meta")).dtype == torch.float32  # a device without autocast
+    assert_close(out, a @ b)
+
+
+def test_attention_to_itself_stays_one_product():
+    """Cast apart, query, key and value would be three."""
+    x, w = randn(3, 2, 4, dtype=torch.float32), randn(12, 4, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), Exact(), torch.profiler.profile() as profile:
+        F.multi_head_attention_forward(x, x, x, 4, 2, w, None, None, None, False, 0.0, w[:4], None)
+    assert sum(e.count for e in profile.key_averages() if e.key == "aten::linear") == 2
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -201,11 +225,11 @@ def test_an_instance_of_one_value_is_refused():
 
 
 def test_every_operator_behind_a_substituted_function_is_substituted_too():
-    names = {function.__name__ for function in EXACT if function.__module__ == "torch"}
+    names = {function.__name__ for function in EXACT if getattr(function, "__module__", None) == "torch"}
     operators = {
         str(function).removeprefix("aten.") for function in EXACT if isinstance(function, torch._ops.OpOverloadPacket)
     }
-    assert names | {"scaled_dot_product_attention", "linear"} == operators
+    assert names | {"scaled_dot_product_attention", "linear", "linalg_vecdot"} == operators
     x, weight = randn(6, 3), randn(3)
     with Exact():
         torch.ops.aten.layer_norm(x, [3], weight)

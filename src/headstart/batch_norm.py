@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from headstart.precision import widened
-from headstart.worthwhile import natively
 
 
 class BatchNormalized(torch.autograd.Function):
@@ -27,19 +26,22 @@ class BatchNormalized(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, native: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What is normalised, mean and biased variance.
 
         Args:
-            x: `[examples, channels, ...]`, of two axes at least; of half precision only where `natively`.
+            x: `[examples, channels, ...]`, of two axes at least; of half precision only if `native`.
             weight: `[channels]`, as all others here; None for one.
             bias: None for zero.
             eps: Added to the variance.
+            native: By PyTorch's kernel, which is the faster one where channels come last.
         """
-        if natively(x):
+        if native:
             one = x.new_ones(x.shape[1], dtype=widened(x).dtype) if weight is None else weight  # which sets the type
             y, mean, invstd = torch.ops.aten.native_batch_norm(x, one, bias, None, None, True, 0.0, eps)
-            return y, mean, invstd.pow(-2) - eps
+            return y, mean, (invstd.pow(-2) - eps).clamp_min(0)
         count, shape = _count(x), _along(x)
         mean = _sum(x) / count
         centred = x - mean.reshape(shape)
@@ -51,7 +53,7 @@ class BatchNormalized(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep the values and their moments, not the outcome."""
-        x, weight, _, ctx.eps = inputs
+        x, weight, _, ctx.eps, _ = inputs
         ctx.set_materialize_grads(False)  # of what is not used
         ctx.save_for_backward(x, weight, *output[1:])
         ctx.save_for_forward(x, weight, *output[1:])
@@ -62,7 +64,7 @@ class BatchNormalized(torch.autograd.Function):
 
         That is how a convolution with weights of their own leaves them; with shared weights it is a copy.
         """
-        (x, weight, bias, eps), tasks = args, info.batch_size
+        (x, weight, bias, *rest), tasks = args, info.batch_size
 
         def beside(given: Tensor | None, at: int | None, to: int) -> Tensor | None:
             if given is None:
@@ -71,7 +73,7 @@ class BatchNormalized(torch.autograd.Function):
             return (shared if at is None else given.movedim(at, to)).flatten(to, to + 1)
 
         of_all = beside(x, in_dims[0], 1), beside(weight, in_dims[1], 0), beside(bias, in_dims[2], 0)
-        y, mean, variance = BatchNormalized.apply(*of_all, eps)
+        y, mean, variance = BatchNormalized.apply(*of_all, *rest)
         each = y.unflatten(1, (tasks, -1)), mean.unflatten(0, (tasks, -1)), variance.unflatten(0, (tasks, -1))
         return each, (1, 0, 0)
 
@@ -101,12 +103,12 @@ class BatchNormalized(torch.autograd.Function):
             of_variance = (to_variance * (2 / count)).reshape(shape)
             grads[0] = _added(grads[0], (x - mean.reshape(shape)) * of_variance)
         grads[0] = None if grads[0] is None else grads[0].to(dtype)
-        return *grads, None
+        return *grads, None, None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> tuple[Tensor, ...]:
         """How all three outcomes change along changes of the first three inputs."""
-        (x, weight, mean, variance), (x_t, weight_t, bias_t, _) = ctx.saved_tensors, grad_inputs
+        (x, weight, mean, variance), (x_t, weight_t, bias_t, *_) = ctx.saved_tensors, grad_inputs
         count, shape = _count(x), _along(x)
         invstd, centred = (variance + ctx.eps).rsqrt(), x - mean.reshape(shape)
         mean_t = variance_t = torch.zeros_like(mean)
@@ -119,7 +121,8 @@ class BatchNormalized(torch.autograd.Function):
         y_t = y_t if weight is None else y_t * weight.reshape(shape)
         if weight_t is not None:
             y_t = y_t + centred * (invstd * weight_t).reshape(shape)
-        return y_t if bias_t is None else y_t + bias_t.reshape(shape), mean_t, variance_t
+        y_t = y_t if bias_t is None else y_t + bias_t.reshape(shape)
+        return y_t.to(x.dtype), mean_t, variance_t
 
 
 def _added(total: Tensor | None, term: Tensor) -> Tensor:

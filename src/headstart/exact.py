@@ -30,10 +30,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from headstart.batch_norm import BatchNormalized
+from headstart.once import large_and_once
 from headstart.pooling import max_pool2d
 from headstart.precision import narrowed, widened
 from headstart.standardize import moments, normalized, standardized
-from headstart.worthwhile import natively, worthwhile
+from headstart.worthwhile import worthwhile
 
 
 class Statistics(NamedTuple):
@@ -147,10 +148,11 @@ def _batch_norm(
 
     def own() -> Statistics:
         nonlocal normalised
-        if not worthwhile(x) and not natively(x):
+        native = large_and_once(x)
+        if not native and not worthwhile(x):
             return batch_statistics(x)
         weight_and_bias = (p if p is None else p.to(wide.dtype) for p in (weight, bias))
-        y, mean, variance = BatchNormalized.apply(x if natively(x) else wide, *weight_and_bias, eps)
+        y, mean, variance = BatchNormalized.apply(x if native else wide, *weight_and_bias, eps, native)
         normalised = y, _statistics_of(x, mean, variance)
         return normalised[1]
 
@@ -226,6 +228,8 @@ def _with_math_attention(func: Callable) -> Callable:
 
 def _under_autocast(func: Callable) -> Callable:
     def cast(mode: Exact, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("out") is not None:
+            return func(*args, **kwargs)
         values = narrowed(*args, *kwargs.values())
         return func(*values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True)))
 
@@ -310,7 +314,8 @@ def _refused(name: str) -> Callable:
 AUTOCAST = (
     *(torch.conv1d, torch.conv2d, torch.conv3d),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-    *(F.linear, torch.addmm, torch.baddbmm),
+    *(F.linear, torch.addmm, torch.baddbmm, torch.addbmm, torch.linalg.vecdot),
+    *(torch.Tensor.addmm, torch.Tensor.baddbmm, torch.Tensor.addbmm),
 )
 """What autocast computes in half precision, but not under `vmap` on a CPU."""
 
@@ -348,5 +353,5 @@ EXACT: dict[Callable, Callable] = {
 EXACT |= {
     getattr(torch.ops.aten, function.__name__): substitute
     for function, substitute in EXACT.items()
-    if function.__module__ not in (F.__name__, __name__)
+    if getattr(function, "__module__", None) not in (F.__name__, __name__)
 }

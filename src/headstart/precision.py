@@ -12,13 +12,16 @@ def widened(x: Tensor) -> Tensor:
 
 
 def narrowed(*values: Any) -> tuple[Any, ...]:
-    """Single-precision tensors among `values` in autocast's type, where it is on for the first tensor's device.
+    """`values` with tensors cast as autocast does, where it is on for the first one's device: all but double precision.
 
     Under `vmap` PyTorch takes convolutions and linear layers apart before its autocast on a CPU knows them: without a
-    word they would be computed in single precision.
+    word they would be computed in single precision. What is given twice stays one tensor.
     """
     kind = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return values
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(v.to(dtype) if isinstance(v, Tensor) and v.dtype == torch.float32 else v for v in values)
+    dtype, cast = torch.get_autocast_dtype(kind), {}
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            cast.setdefault(id(value), value.to(dtype))
+    return tuple(cast.get(id(value), value) for value in values)

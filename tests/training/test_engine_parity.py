@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart import MAML, SGD, Adam, Batch, Momentum, Task, worthwhile
+from headstart import MAML, SGD, Adam, Batch, Momentum, Task, once
 from headstart.models import Conv4
 from headstart.training.engine import Engine
 from headstart.training.gradient import GradientUpdater
@@ -59,6 +59,23 @@ class Viewing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images).view(len(images), -1))
+
+
+class Writing(Viewing):
+    """Writes to images after a view was taken of them, and reads the view; or the other way round."""
+
+    def __init__(self, written: str):
+        super().__init__()
+        self.written = written
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.body(images) + 1
+        view = images.view(len(images), -1)
+        if self.written == "images":
+            images.mul_(2)
+            return self.head(view)
+        view.mul_(2)
+        return self.head(images.flatten(1))
 
 
 def gradient_of(module: nn.Module) -> Tensor:
@@ -171,14 +188,32 @@ class TestRecordedIsEager:
         for p, q in zip(learner.parameters(), other.parameters(), strict=True):
             assert_close(p, q, rtol=1e-8, atol=1e-8)
 
-    @pytest.mark.parametrize("large", [False, True])
-    @pytest.mark.parametrize(("steps", "norm"), [(1, "batch"), (2, "batch"), (2, "support"), (2, "support+query")])
+    @pytest.mark.parametrize(
+        ("steps", "norm", "large"),
+        [
+            (1, "batch", False),
+            *((2, norm, large) for norm in ("batch", "support", "support+query") for large in (False, True)),
+        ],
+    )
     def test_images_flattened_by_view(self, monkeypatch, steps, norm, large):
         """As most networks do. Inside, images have their channels last, which such a view cannot be taken of."""
-        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0 if large else 10**9)
+        monkeypatch.setattr(once, "LARGE_IMAGE", 0 if large else 10**9)
         torch.manual_seed(0)
         learner = MAML(Viewing().double(), F.cross_entropy, inner=SGD(0.1), steps=steps, norm=norm)
         assert_as_eager(learner, images_of(), calls=2)
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    @pytest.mark.parametrize("written", ["images", "view"])
+    def test_writes_that_a_view_would_show(self, steps, written, caplog):
+        """A copy would hide them: better slowly than wrong."""
+        torch.manual_seed(0)
+        learner = MAML(Writing(written).double(), F.cross_entropy, inner=SGD(0.1), steps=steps)
+        other = copy.deepcopy(learner)
+        engine = Engine(learner, mode="compiled")
+        assert_close(engine.gradient(images_of()), Engine(other).gradient(images_of()))
+        assert error(gradient_of(learner), gradient_of(other)) < 1e-10
+        assert engine.mode == "eager"
+        assert "writes to images of which it has taken a view" in caplog.text
 
     def test_parameters_are_left_alone(self):
         learner = MAML(normed(), F.mse_loss, steps=2)
@@ -206,7 +241,7 @@ class TestCompiledIsEager:
     @pytest.mark.parametrize("chunk_size", [1, None])
     def test_a_sweep_over_native_convolutions_and_pooling(self, monkeypatch, chunk_size):
         """What a step hands to its derivative in layouts that native operations choose, queries with channels last."""
-        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)
+        monkeypatch.setattr(once, "LARGE_IMAGE", 0)
         torch.manual_seed(0)
         body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.MaxPool2d(2))
         model = nn.Sequential(body, nn.Flatten(), nn.Linear(32, WAYS)).double()
@@ -310,7 +345,7 @@ class TestBfloat16:
     @pytest.mark.parametrize(("mode", "steps"), [("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2)])
     @pytest.mark.usefixtures("recorded")
     def test_is_close_and_leaves_types_alone(self, monkeypatch, mode, steps, large):
-        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0 if large else 10**9)
+        monkeypatch.setattr(once, "LARGE_IMAGE", 0 if large else 10**9)
         torch.manual_seed(0)
         mlp = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
         smooth = nn.Sequential(
@@ -337,7 +372,7 @@ class TestBfloat16:
     @pytest.mark.usefixtures("recorded")
     def test_every_convolution_is_in_half_precision(self, monkeypatch, mode, how):
         """Those of the queries too, which only `vmap` surrounds: PyTorch's autocast does not see them."""
-        monkeypatch.setattr(worthwhile, "LARGE_IMAGE", 0)  # native in compiled mode too
+        monkeypatch.setattr(once, "LARGE_IMAGE", 0)  # native in compiled mode too
         seen = collections.Counter()
 
         class Types(TorchDispatchMode):

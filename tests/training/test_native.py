@@ -1,17 +1,22 @@
 """Operations left to PyTorch in compiled graphs."""
 
 import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from reference import error
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils import _pytree as pytree
 
 from headstart.exact import Exact
+from headstart.once import differentiated_once
 from headstart.training.tracing import Traced
-from headstart.worthwhile import differentiated_once
 
 CASES = {
     "halving": {"kernel_size": 2},
@@ -20,6 +25,9 @@ CASES = {
     "rounded up": {"kernel_size": (3, 2), "ceil_mode": True},
     "all to one": {"kernel_size": (9, 8)},
 }
+
+
+WINDOW = [2, 2], [2, 2], [0, 0], [1, 1], False
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
@@ -34,16 +42,12 @@ def derivatives(window: dict, layout: torch.memory_format | None, x: Tensor, wei
     return [first.detach(), *torch.autograd.grad(first, x, weights)]
 
 
-class Counted:
-    """Counts calls of the operation while it is entered."""
-
-    def __enter__(self) -> "Counted":
-        self.profile = torch.profiler.profile().__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.profile.__exit__(None, None, None)
-        self.calls = sum(e.count for e in self.profile.key_averages() if e.key == "headstart::max_pool_gradient")
+def calls(fn: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
+    """What `fn` returns, and how often it calls each of the library's own operations."""
+    with torch.profiler.profile() as profile:
+        result = fn()
+    own = {e.key: e.count for e in profile.key_averages() if e.key.startswith("headstart::")}
+    return result, {name.removeprefix("headstart::"): count for name, count in own.items()}
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, None])
@@ -54,9 +58,8 @@ def test_recorded_it_is_pytorchs_own(case, layout):
     x, weights = values(*shape), values(*shape, seed=1)
     traced = Traced(lambda x, weights: derivatives(CASES[case], layout, x, weights))
     traced(x, weights)
-    with Counted() as counted:
-        found = traced(x, weights)
-    assert counted.calls == 2  # of the first derivative and, through its factor, of the second
+    found, counts = calls(lambda: traced(x, weights))
+    assert counts["max_pool_gradient"] == 2  # of the first derivative and, through its factor, of the second
     assert_close(found, derivatives(CASES[case], layout, x, weights))
     assert [t.stride() for t in found] == [t.stride() for t in derivatives(CASES[case], layout, x, weights)]
 
@@ -69,13 +72,12 @@ def test_compiled_it_is_pytorchs_own(dtype):
     expected = derivatives(CASES["halving"], torch.channels_last, x, weights)
     traced = Traced(lambda x, weights: derivatives(CASES["halving"], torch.channels_last, x, weights))
     traced(x, weights)
-    with Counted() as counted:
-        found = traced(x, weights)
-    assert counted.calls == 2  # of the first derivative and, through its factor, of the second
+    found, counts = calls(lambda: traced(x, weights))
+    assert counts["max_pool_gradient"] == 2  # of the first derivative and, through its factor, of the second
     assert_close(found, expected)
 
 
-OWN = [f"headstart::{name}" for name in ("batch_norm", "max_pool", "max_pool_gradient", "batch_norm_gradient")]
+OWN = "batch_norm", "max_pool", "max_pool_gradient", "batch_norm_gradient"
 
 
 def normed_and_pooled(x: Tensor, weight: Tensor | None, bias: Tensor) -> list[Tensor]:
@@ -105,11 +107,8 @@ def test_norm_and_pooling_of_large_images_are_pytorchs_own(request, scaled, dtyp
 
     traced = Traced(recorded)
     traced(x, *scale, bias)
-    with torch.profiler.profile() as profile:
-        found = traced(x, *scale, bias)
-    calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith("headstart::")}
-    pooled_too = layout == torch.channels_last
-    assert calls == {name: 1 for name in OWN if pooled_too or name != "headstart::max_pool"}
+    found, counts = calls(lambda: traced(x, *scale, bias))
+    assert counts == {name: 1 for name in OWN if layout == torch.channels_last or name != "max_pool"}
     assert [t.dtype for t in found] == [dtype, dtype, *(torch.float32 for _ in scale), torch.float32]
     expected = normed_and_pooled(x.double(), scale[0].double() if scaled else None, bias.double())
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
@@ -117,14 +116,75 @@ def test_norm_and_pooling_of_large_images_are_pytorchs_own(request, scaled, dtyp
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.parametrize(("size", "once", "calls"), [(18, True, 1), (16, True, 0), (18, False, 0)])
-def test_small_images_and_second_derivatives_are_left_to_the_compiler(size, once, calls):
+@pytest.mark.parametrize(("size", "once", "count"), [(18, True, 1), (16, True, 0), (18, False, 0)])
+def test_small_images_and_second_derivatives_are_left_to_the_compiler(size, once, count):
     def recorded(x: Tensor) -> Tensor:
         with Exact(), differentiated_once() if once else contextlib.nullcontext():
             return F.batch_norm(x, None, None, training=True)
 
     traced, x = Traced(recorded), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     traced(x)
-    with torch.profiler.profile() as profile:
-        traced(x)
-    assert sum(e.count for e in profile.key_averages() if e.key == "headstart::batch_norm") == calls
+    assert calls(lambda: traced(x))[1].get("batch_norm", 0) == count
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "examples inside": lambda x: x.movedim(0, 1).contiguous().movedim(1, 0),
+    "sliced": lambda x: x.repeat(1, 1, 1, 2)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("operation", OWN)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_compiler_foresees_layouts(layout, operation):
+    x, channels = layout(torch.randn(2, 3, 6, 8)), torch.ones(3)
+    indices = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[1]
+    arguments = {
+        "batch_norm": (x, channels, None, 0.1),
+        "batch_norm_gradient": (torch.randn(2, 3, 6, 8), x, channels, channels, channels, 0.1),
+        "max_pool": (x, *WINDOW),
+        "max_pool_gradient": (layout(torch.randn(2, 3, 3, 4)), indices, x.shape, *WINDOW),
+    }[operation]
+    run = getattr(torch.ops.headstart, operation)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        foreseen = pytree.tree_map_only(Tensor, mode.from_tensor, arguments)
+        strides = [t.stride() for t in pytree.tree_leaves(run(*foreseen))]
+    assert strides == [t.stride() for t in pytree.tree_leaves(run(*arguments))]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_norm_of_transposed_images():
+    """Compiled: what is recorded is right in any layout."""
+    x = torch.randn(2, 3, 18, 20, generator=torch.Generator().manual_seed(0))
+
+    def recorded(x: Tensor) -> list[Tensor]:
+        with differentiated_once():
+            return normed_and_pooled(x.mT.contiguous().mT, None, torch.ones(3))
+
+    expected = normed_and_pooled(x, None, torch.ones(3))
+    assert all(error(a, b) < 1e-5 for a, b in zip(Traced(recorded)(x), expected, strict=True))
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_with_running_statistics_are_left_alone(training):
+    """Such as those that a learner calls by itself, outside of what replaces them."""
+    x, layer = torch.randn(4, 3, 5, 5), torch.nn.BatchNorm2d(3).train(training)
+    layer.running_mean.fill_(2.0)
+    expected = copy.deepcopy(layer)
+
+    def gradient(x: Tensor, layer: torch.nn.BatchNorm2d) -> Tensor:
+        x = x.detach().requires_grad_()
+        y = F.batch_norm(x, layer.running_mean, layer.running_var, training=training)
+        return torch.autograd.grad((y**3).sum(), x)[0]
+
+    def recorded(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        layer.running_mean, layer.running_var = mean, variance
+        return gradient(x, layer)
+
+    traced = Traced(recorded)
+    given = x, layer.running_mean, layer.running_var
+    assert_close(traced(*given), gradient(x, expected))
+    assert_close(given[1:], (expected.running_mean, expected.running_var))

@@ -5,8 +5,9 @@ finds out anew wherever the answer is used. Vectorised, in bfloat16, in a networ
 gradients several times too large; without vector instructions, and by PyTorch's native code, they agree with eager
 mode's (`docs/lab-log.md`).
 
-Max-pooling and batch norm of large images with channels last, because generated they are slow in that layout. A layout
-is what both are asked for in, so the compiler cannot choose another: it would copy before and after.
+Batch norm by PyTorch's kernel, which nothing else than `batch_norm.py` records, for large images; and max-pooling of
+large images with channels last. Generated they are slow in that layout. They ask for the layout in which they were
+recorded: the compiler would choose others for what is between them, and copy there and back.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from headstart.worthwhile import is_large
+from headstart.once import is_large
 
 _aten = torch.ops.aten
 
@@ -33,19 +34,19 @@ def keep_native(graph: GraphModule) -> None:
         images, *window = node.args
         if _on_cpu(images) and _large_and_channels_last(images.meta["val"]):
             node.target = own.max_pool.default
-            node.args = images, *window, *_DEFAULTS[len(window) :]
+            node.args = images, *window, *_DEFAULTS[len(window) - 1 :]
     for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm.default):
-        images, weight, bias, *_, eps = node.args
-        if _on_cpu(images):
+        images, weight, bias, running_mean, running_var, training, _, eps = node.args
+        if _on_cpu(images) and training and weight is not None and running_mean is running_var is None:
             node.target, node.args = own.batch_norm.default, (images, weight, bias, eps)
     for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm_backward.default):
-        grad, images, weight, _, _, mean, invstd, _, eps, _ = node.args
-        if _on_cpu(images):
+        grad, images, weight, running_mean, running_var, mean, invstd, training, eps, _ = node.args
+        if _on_cpu(images) and training and running_mean is running_var is None:
             node.target, node.args = own.batch_norm_gradient.default, (grad, images, weight, mean, invstd, eps)
 
 
-_DEFAULTS: tuple[Any, ...] = (), (), (0, 0), (1, 1), False
-"""Of the arguments of `max_pool2d` after the image; the first has none."""
+_DEFAULTS: tuple[Any, ...] = (), (0, 0), (1, 1), False
+"""Of the arguments of `max_pool2d` after the image and the window."""
 
 
 def _on_cpu(node: Node) -> bool:
@@ -122,25 +123,27 @@ def _empty(like: Tensor, dtype: torch.dtype, size: Sequence[int]) -> Tensor:
 
 @_operation("batch_norm", torch.Tag.needs_exact_strides)
 def batch_norm(images: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What is normalised, in the layout of `images`; mean and reciprocal standard deviation, `[channels]`."""
+    """What is normalised, channels last where `images` are, else contiguous; mean and `1 / sqrt(variance + eps)`."""
+    images = images.contiguous(memory_format=_layout(images))
     return _aten.native_batch_norm(images, weight, bias, None, None, True, 0.0, eps)
 
 
 @batch_norm.register_fake
 def _(images: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
+    return _empty(images, images.dtype, images.shape), torch.empty_like(weight), torch.empty_like(weight)
 
 
 @_operation("batch_norm_gradient", torch.Tag.needs_exact_strides)
 def batch_norm_gradient(
     grad: Tensor, images: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `images`, in their layout, of scale and of shift."""
-    grad = grad.contiguous(memory_format=_layout(images))  # else PyTorch takes ten times as long
-    asked = [True, True, True]
+    """The gradients of `images`, in the layout of `batch_norm`, of scale and of shift."""
+    layout, asked = _layout(images), [True, True, True]
+    # Of different layouts PyTorch's takes ten times as long (`docs/lab-log.md`).
+    grad, images = grad.contiguous(memory_format=layout), images.contiguous(memory_format=layout)
     return _aten.native_batch_norm_backward(grad, images, weight, None, None, mean, invstd, True, eps, asked)
 
 
 @batch_norm_gradient.register_fake
 def _(grad: Tensor, images: Tensor, weight: Tensor | None, mean: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(images), torch.empty_like(mean), torch.empty_like(mean)
+    return _empty(images, images.dtype, images.shape), torch.empty_like(mean), torch.empty_like(mean)

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from headstart.once import is_large, large_and_once
 from headstart.precision import narrowed
-from headstart.worthwhile import is_large, natively
 
 Kind = Literal["ab", "abT", "aTb"]
 Pair = tuple[int, int]
@@ -175,7 +175,7 @@ class AsProducts(TorchFunctionMode):
     """A context in which convolutions and linear layers are computed as products, where that can be.
 
     Dilated and grouped convolutions, padding given by name, and large images are left as they are. Images come out with
-    channels last, which not every view can be taken of (`x.view(len(x), -1)`): then it is a copy.
+    channels last, which not every view can be taken of (`x.view(len(x), -1)`): then it is a copy, see `tracing.py`.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -185,8 +185,10 @@ class AsProducts(TorchFunctionMode):
             return _linear_or_native(func, *args, **kwargs)
         if func in (F.conv2d, torch.conv2d):
             return _conv2d_or_native(func, *args, **kwargs)
-        if func is torch.Tensor.view:
+        if func in (torch.Tensor.view, torch.ops.aten.view.default):
             return _view_or_copy(*args, **kwargs)
+        if func is torch.Tensor.view_as:
+            return _view_or_copy(args[0], args[1].shape)
         return func(*args, **kwargs)
 
 
@@ -194,7 +196,8 @@ def _view_or_copy(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     try:
         return x.view(*args, **kwargs)
     except RuntimeError:
-        return x.contiguous().view(*args, **kwargs)  # which says so if that is not why
+        copy = torch.ops.aten.alias(x.contiguous())  # by which the copy is known in the recorded graph
+        return copy.view(*args, **kwargs)  # which says so if that was not why
 
 
 def _linear_or_native(func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -220,7 +223,7 @@ def _conv2d_or_native(
     ]
     # Where the kernel is larger than the image, the native function says so.
     if not plain or min(positions) < 1 or is_large(positions):
-        images = _channels_last(input) if natively(input) else input
+        images = _channels_last(input) if large_and_once(input) else input
         return func(images, weight, bias, stride, padding, dilation, groups)
     return conv2d(input, weight, bias, _pair(stride), _pair(padding))
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from headstart.once import differentiated_once
 from headstart.training.functional import added, call, gradients
 from headstart.training.tracing import Flat, Traced
 from headstart.training.vjp import TracedVjp
 from headstart.types import Params, Task
-from headstart.worthwhile import differentiated_once
 
 Carry = tuple[Params, Any]
 """Adapted parameters and inner optimiser's state, each tensor with a leading tasks axis."""

@@ -139,6 +139,7 @@ def recorded(
         return tree
 
     graph = make_fx(flat_fn)(*examples)
+    _check_copies(graph)
     _free_layouts(graph)
     keep_native(graph)
     graph.graph.eliminate_dead_code()
@@ -161,6 +162,26 @@ def _free_layouts(graph: GraphModule) -> None:
                 return
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default
+
+
+def _check_copies(graph: GraphModule) -> None:
+    """What `AsProducts` copies because no such view can be taken must not come between a write and what shows it."""
+    origin: dict[Node, Node] = {}  # of memory
+    last_use: dict[Node, int] = {}
+    copies, writes = [], []
+    for when, node in enumerate(graph.graph.nodes):
+        last_use |= {origin[given]: when for given in node.all_input_nodes}
+        changed = [value for value in written(node) if isinstance(value, Node)]
+        shared = changed[0] if changed else node.args[0] if _is_view(node) else None
+        origin[node] = origin[shared] if isinstance(shared, Node) else node
+        writes += [(when, origin[value]) for value in changed]
+        if node.target is torch.ops.aten.alias.default and node.args[0].target is torch.ops.aten.clone.default:
+            copies.append((when, origin[node], origin[node.args[0].args[0]]))
+    for made, copy, source in copies:
+        for when, changed in writes:
+            other = source if changed is copy else copy
+            if changed in (copy, source) and made < when < last_use.get(other, -1):
+                raise CannotCompileError("it writes to images of which it has taken a view, or to the view")
 
 
 def written(node: Node) -> list[Any]:
