@@ -20,8 +20,8 @@ def narrowed(*values: Any) -> tuple[Any, ...]:
     kind = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return values
-    dtype, cast = torch.get_autocast_dtype(kind), {}
-    for value in values:
+    dtype, distinct = torch.get_autocast_dtype(kind), {id(value): value for value in values}
+    for key, value in distinct.items():
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-            cast.setdefault(id(value), value.to(dtype))
-    return tuple(cast.get(id(value), value) for value in values)
+            distinct[key] = value.to(dtype)
+    return tuple(distinct[id(value)] for value in values)
