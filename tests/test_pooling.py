@@ -1,5 +1,8 @@
 """Max-pooling in the other layout against PyTorch's."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,6 +104,68 @@ class TestWhere:
         monkeypatch.setattr(worthwhile, "LARGE", x.numel() + 1)
         max_pool2d(x, 2)
         assert not calls
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "F.relu": F.relu,
+    "torch.relu": lambda x: torch.relu(input=x),
+    "Tensor.relu": Tensor.relu,
+    "aten.relu": torch.ops.aten.relu,
+    "nn.ReLU": nn.ReLU(),
+    "F.leaky_relu": lambda x: F.leaky_relu(x, 0.5),
+    "nn.LeakyReLU": nn.LeakyReLU(0.0),
+}
+
+
+class TestActivations:
+    @pytest.mark.parametrize("pool", [F.max_pool2d, torch.max_pool2d, torch.ops.aten.max_pool2d, nn.MaxPool2d(3, 2, 1)])
+    @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
+    def test_what_they_would_be_applied_to_is_pooled_first(self, activation, pool, calls):
+        x = values(2, 3, 8, 8)
+        pool_by = pool if isinstance(pool, nn.Module) else lambda x: pool(x, 3, 2, 1)
+        expected = pool_by(activation(x))
+        with Exact():
+            found = pool_by(activation(x))
+        assert torch.equal(found, expected)
+        assert torch.equal(calls[0], x)
+
+    @pytest.mark.parametrize("activation", [F.relu, partial(F.leaky_relu, negative_slope=0.5)])
+    def test_derivatives_are_the_same(self, activation):
+        x, along = values(3, 2, 3, 8, 8), values(3, 2, 3, 8, 8, seed=1)
+
+        def first(x: Tensor) -> Tensor:
+            return torch.func.grad(lambda x: (F.max_pool2d(activation(x), 3, 2) ** 3).sum())(x)
+
+        def both(x: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.func.jvp(first, (x,), (along,))
+
+        expected = torch.vmap(both)(x, along)
+        with Exact():
+            found = torch.vmap(both)(x, along)
+        assert_close(found, expected, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("change", ["output", "input"])
+    def test_what_is_changed_before_pooling_stays_changed(self, change):
+        def pooled() -> Tensor:
+            x = values(2, 3, 8, 8)
+            y = torch.relu(x)
+            (y if change == "output" else x).sub_(2)
+            return torch.max_pool2d(y, 2)
+
+        expected = pooled()
+        with Exact():
+            assert torch.equal(pooled(), expected)
+
+    @pytest.mark.parametrize(
+        "activation", [partial(F.relu, inplace=True), partial(F.leaky_relu, negative_slope=-0.5), torch.sin]
+    )
+    def test_others_come_first(self, activation, calls):
+        x = values(2, 3, 8, 8)
+        activated = activation(x.clone())
+        with Exact():
+            found = F.max_pool2d(activation(x), 2)
+        assert torch.equal(found, torch.max_pool2d(activated, 2))
+        assert torch.equal(calls[0], activated)
 
 
 class Viewing(nn.Module):

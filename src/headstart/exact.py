@@ -12,8 +12,8 @@ without them):
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 
 Some are there for another reason: a layer that asks `batch_moments` gets those of the norm policy; max-pooling is exact
-as it is, but faster as in `pooling.py`; autocast, which on a CPU loses sight of convolutions and linear layers under
-`vmap`, reaches them too.
+as it is, but faster as in `pooling.py`, and before a ReLU instead of after it; autocast, which on a CPU loses sight of
+convolutions and linear layers under `vmap`, reaches them too.
 
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
 """
@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from headstart.batch_norm import BatchNormalized
 from headstart.once import large_and_once
-from headstart.pooling import max_pool2d
+from headstart.pooling import Activated, max_pool2d
 from headstart.precision import narrowed, widened
 from headstart.standardize import moments, normalized, standardized
 from headstart.worthwhile import worthwhile
@@ -124,13 +124,16 @@ class Exact(TorchFunctionMode):
     def __init__(self, statistics: Source = lambda own, *_: own()):
         super().__init__()
         self.statistics = statistics
+        self.activated: Activated | None = None
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call `func`, or its substitute."""
         substitute = EXACT.get(func.overloadpacket if isinstance(func, OpOverload) else func)
-        if substitute is None:
-            return func(*args, **(kwargs or {}))
-        return substitute(self, *args, **(kwargs or {}))
+        activated, kwargs = self.activated, kwargs or {}
+        result = func(*args, **kwargs) if substitute is None else substitute(self, *args, **kwargs)
+        if self.activated is activated:  # nothing may come between: it could change either tensor
+            self.activated = None
+        return result
 
 
 def _batch_norm(
@@ -236,6 +239,31 @@ def _under_autocast(func: Callable) -> Callable:
     return cast
 
 
+def _increasing(func: Callable) -> Callable:
+    """`func`, an activation for which pooling its output is the same as applying it to what was pooled."""
+
+    def activation(mode: Exact, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = func(input, *args, **kwargs)
+        if output is not input:  # in place
+            mode.activated = Activated(output, input, lambda pooled: func(pooled, *args, **kwargs))
+        return output
+
+    return activation
+
+
+def _leaky_relu(mode: Exact, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    if negative_slope < 0:
+        return F.leaky_relu(input, negative_slope, inplace)
+    return _increasing(F.leaky_relu)(mode, input, negative_slope, inplace)
+
+
+def _max_pool2d(mode: Exact, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any) -> Tensor:
+    last = mode.activated
+    if last is None or last.output is not input:
+        return max_pool2d(input, *args, **kwargs)
+    return last.activation(max_pool2d(last.input, *args, **kwargs))
+
+
 def _weight_norm(mode: Exact, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     norm = v.norm() if dim == -1 else v.movedim(dim, 0).reshape(v.shape[dim], -1).norm(dim=1)  # -1 means: of all
     return v * (g / norm.reshape(g.shape))
@@ -328,7 +356,9 @@ EXACT: dict[Callable, Callable] = {
     F.embedding_bag: _embedding_bag,
     F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
-    F.max_pool2d: lambda mode, *args, return_indices=False, **kwargs: max_pool2d(*args, **kwargs),
+    F.max_pool2d: _max_pool2d,
+    F.leaky_relu: _leaky_relu,
+    **{function: _increasing(function) for function in (F.relu, torch.relu, torch.Tensor.relu)},
     # The native functions behind them order their arguments differently.
     torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
         mode, x, rm, rv, w, b, training, momentum, eps
@@ -342,7 +372,7 @@ EXACT: dict[Callable, Callable] = {
     torch.embedding: lambda mode, w, indices, padding_idx=-1, scale=False, sparse=False: _embedding(
         mode, indices, w, padding_idx if padding_idx >= 0 else None, scale_grad_by_freq=scale
     ),
-    torch.max_pool2d: lambda mode, *args, **kwargs: max_pool2d(*args, **kwargs),
+    torch.max_pool2d: _max_pool2d,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     **{function: _under_autocast(function) for function in AUTOCAST},
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},

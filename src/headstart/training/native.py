@@ -5,9 +5,12 @@ finds out anew wherever the answer is used. Vectorised, in bfloat16, in a networ
 gradients several times too large; without vector instructions, and by PyTorch's native code, they agree with eager
 mode's (`docs/lab-log.md`).
 
-Batch norm by PyTorch's kernel, which nothing else than `batch_norm.py` records, for large images; and max-pooling of
-large images with channels last. Generated they are slow in that layout. They ask for the layout in which they were
-recorded: the compiler would choose others for what is between them, and copy there and back.
+Max-pooling of large images: generated it takes twice to five times as long as copying them to channels last and back,
+for which PyTorch's kernel is fast. And batch norm by PyTorch's kernel, which nothing else than `batch_norm.py` records,
+for large images with channels last: generated it is slow in that layout.
+
+All ask for the layouts in which they were recorded: the compiler would choose others for what is between them, and
+PyTorch's kernels copy there and back.
 """
 
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ def keep_native(graph: GraphModule) -> None:
             node.args = grad, indices, list(images.meta["val"].shape), *window
     for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices.default):
         images, *window = node.args
-        if _on_cpu(images) and _large_and_channels_last(images.meta["val"]):
+        if _on_cpu(images) and images.meta["val"].dim() == 4 and is_large(images.meta["val"].shape[-2:]):
             node.target = own.max_pool.default
             node.args = images, *window, *_DEFAULTS[len(window) - 1 :]
     for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm.default):
@@ -53,21 +56,18 @@ def _on_cpu(node: Node) -> bool:
     return node.meta["val"].device.type == "cpu"
 
 
-def _large_and_channels_last(images: Tensor) -> bool:
-    return _layout(images) == torch.channels_last and is_large(images.shape[-2:])
-
-
 def _layout(images: Tensor) -> torch.memory_format:
     """Contiguous where it may be either."""
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _operation(name: str, tag: torch.Tag) -> Any:
-    return torch.library.custom_op(f"headstart::{name}", mutates_args=(), device_types="cpu", tags=[tag])
+def _operation(name: str) -> Any:
+    tags = [torch.Tag.needs_exact_strides]
+    return torch.library.custom_op(f"headstart::{name}", mutates_args=(), device_types="cpu", tags=tags)
 
 
-@_operation("max_pool", torch.Tag.needs_exact_strides)
+@_operation("max_pool")
 def max_pool(
     images: Tensor,
     window: Sequence[int],
@@ -76,16 +76,19 @@ def max_pool(
     dilation: Sequence[int],
     ceil: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Maxima and their indices; the arguments are those of `max_pool2d`."""
-    return _aten.max_pool2d_with_indices(images, window, stride, padding, dilation, ceil)
+    """Maxima and their indices, in the layout of `images`; the arguments are those of `max_pool2d`."""
+    last, layout = images.contiguous(memory_format=torch.channels_last), _layout(images)
+    maxima, indices = _aten.max_pool2d_with_indices(last, window, stride, padding, dilation, ceil)
+    return maxima.contiguous(memory_format=layout), indices.contiguous(memory_format=layout)
 
 
 @max_pool.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor]:
-    return _aten.max_pool2d_with_indices(*args)
+def _(images: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    maxima = _aten.max_pool2d_with_indices(images, *args)[0]
+    return _empty(images, images.dtype, maxima.shape), _empty(images, torch.int64, maxima.shape)
 
 
-@_operation("max_pool_gradient", torch.Tag.flexible_layout)
+@_operation("max_pool_gradient")
 def max_pool_gradient(
     grad: Tensor,
     indices: Tensor,
@@ -121,7 +124,7 @@ def _empty(like: Tensor, dtype: torch.dtype, size: Sequence[int]) -> Tensor:
     return torch.empty(size, dtype=dtype, device=like.device, memory_format=_layout(like))
 
 
-@_operation("batch_norm", torch.Tag.needs_exact_strides)
+@_operation("batch_norm")
 def batch_norm(images: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """What is normalised, channels last where `images` are, else contiguous; mean and `1 / sqrt(variance + eps)`."""
     images = images.contiguous(memory_format=_layout(images))
@@ -133,7 +136,7 @@ def _(images: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tenso
     return _empty(images, images.dtype, images.shape), torch.empty_like(weight), torch.empty_like(weight)
 
 
-@_operation("batch_norm_gradient", torch.Tag.needs_exact_strides)
+@_operation("batch_norm_gradient")
 def batch_norm_gradient(
     grad: Tensor, images: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
