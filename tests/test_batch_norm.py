@@ -1,5 +1,6 @@
 """Batch norm in few passes against its formula, which PyTorch differentiates by itself, and finite differences."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart import once, worthwhile
+from headstart import SGD, adapt, once, worthwhile
 from headstart.batch_norm import BatchNormalized
 from headstart.exact import Exact, Statistics
 from headstart.layers import run
+from headstart.types import Params
 
 # PyTorch's own forward-mode rules are scripted, which it deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -166,6 +168,47 @@ def test_the_kernel_gives_what_nothing_differentiates_again(gradient, calls):
     with Counting() as counted:
         gradient(x)
     assert counted.calls == calls
+
+
+def normed_loss(params: Params, x: Tensor) -> Tensor:
+    return (fused(params["w"] * x, None, None, 1.0)[0] ** 3).sum()
+
+
+def nested(params: Params, x: Tensor) -> Tensor:
+    """Differentiates through an adaptation, as do the steps that minimise it."""
+    return adapt(normed_loss, params, [x], SGD(0.01))["w"].square()
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "calls"),
+    [
+        (normed_loss, {"first_order": True}, 2),
+        (normed_loss, {"recompute": True}, 2),  # then with a graph
+        (normed_loss, {}, 0),
+        (nested, {"first_order": True}, 0),
+        (nested, {"recompute": True}, 0),
+    ],
+)
+@pytest.mark.parametrize("tasks", [None, 3])
+def test_the_kernel_gives_gradients_of_inner_steps_that_are_constants(loss, options, calls, tasks):
+    x, w = values(*([] if tasks is None else [tasks]), 4, 3, 5, 5), values(1)[0].requires_grad_()
+
+    def adapted(w: Tensor, x: Tensor, **options: bool) -> Tensor:
+        return adapt(loss, {"w": w}, [x, x], SGD(0.01), **options)["w"]
+
+    def gradient(**options: bool) -> tuple[Tensor, Tensor, int]:
+        fn = partial(adapted, **options)
+        with Counting() as counted:
+            after = fn(w, x) if tasks is None else torch.vmap(fn, (None, 0))(w, x).sum()
+            forward = counted.calls
+        return after, torch.autograd.grad(after, w)[0], forward
+
+    after, slope, counted = gradient(**options)
+    assert counted == calls
+    expected, second_order, _ = gradient()
+    assert_close(after, expected)
+    if "recompute" in options:
+        assert_close(slope, second_order)
 
 
 def test_layers_use_it_where_images_are_large(monkeypatch):

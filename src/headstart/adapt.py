@@ -15,11 +15,11 @@ fresh set of rollouts per step.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from headstart.differentiable import differentiable
 from headstart.inner import InnerOptimizer
 from headstart.recompute import recomputed
 from headstart.types import LossFn, Params
@@ -38,8 +38,7 @@ def inner_step(
         state: Its state, from `inner.init(params)` or the step before.
         first_order: Treat the gradient as a constant, so that no outer gradient flows through it.
     """
-    # `torch.func.grad` obeys only a `no_grad` inside it: this one stops the outer gradient, not the inner.
-    with torch.no_grad() if first_order else nullcontext():
+    with differentiable(again=not first_order):
         grads = torch.func.grad(loss_fn)(params, batch)  # Alg. 1, line 5
     return inner.update(params, grads, state)  # Alg. 1, line 6
 

@@ -1,9 +1,9 @@
 """Batch norm of large images by the batch's own moments, in few passes over memory.
 
 PyTorch's own kernel needs the fewest passes, but its second derivative is wrong under `vmap` where the scale adapts
-(`exact.py`). So it gives the gradient where autograd says that nothing differentiates that again: in `.backward()`,
-to which the norms of an outer gradient's queries belong. `torch.func.grad`, which inner steps use, never says so. What
-the kernel gives has no forward-mode derivative either: PyTorch refuses one of a gradient taken without a graph.
+(`exact.py`). So it gives the gradient where nothing differentiates that again: autograd says so in `.backward()`, to
+which the norms of an outer gradient's queries belong, and `differentiable.py` of inner steps. What the kernel gives has
+no forward-mode derivative either: PyTorch refuses one of a gradient taken without a graph.
 Against moments and scaling one after the other (`standardize.py`) a meta-gradient of `mini 5-way 1-shot` takes 1.39 s
 instead of 1.6 (`docs/lab-log.md`).
 """
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headstart.differentiable import constant_gradient
 from headstart.precision import widened
 
 
@@ -54,6 +55,7 @@ class BatchNormalized(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep the values and their moments, not the outcome."""
         x, weight, _, ctx.eps, _ = inputs
+        ctx.constant = constant_gradient()
         ctx.set_materialize_grads(False)  # of what is not used
         ctx.save_for_backward(x, weight, *output[1:])
         ctx.save_for_forward(x, weight, *output[1:])
@@ -84,7 +86,7 @@ class BatchNormalized(torch.autograd.Function):
         invstd, asked = (variance + ctx.eps).rsqrt(), list(ctx.needs_input_grad[:3])
         count, shape, dtype = _count(x), _along(x), x.dtype
         grads: list[Tensor | None] = [None, None, None]
-        if to_y is not None and x.device.type == "cpu" and not torch.is_grad_enabled():
+        if to_y is not None and x.device.type == "cpu" and (ctx.constant or not torch.is_grad_enabled()):
             native = torch.ops.aten.native_batch_norm_backward  # on CUDA it wants a weight, as in half precision
             one = mean.new_ones(len(mean)) if weight is None and x.dtype != mean.dtype else weight
             grads = [*native(to_y, x, one, None, None, mean, invstd, True, ctx.eps, asked)]

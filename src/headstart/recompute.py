@@ -22,6 +22,8 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
+from headstart.differentiable import values_alone
+
 
 class ClosureError(ValueError):
     """A function to be recomputed depends on a tensor that requires gradients and is not among its arguments."""
@@ -49,7 +51,8 @@ def recomputed(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
         flat = _Flat(functools.partial(fn, **kwargs), args)
         surroundings = _Surroundings(flat.tensors)
-        outputs = flat(*(tensor.detach() for tensor in flat.tensors))
+        with values_alone():
+            outputs = flat(*(tensor.detach() for tensor in flat.tensors))
         if any(_is_tracked(output) for output in outputs):
             surroundings.restore_random()
             raise ClosureError(_CLOSURE)

@@ -154,6 +154,19 @@ def test_the_compiler_foresees_layouts(layout, operation):
     assert strides == [t.stride() for t in pytree.tree_leaves(run(*arguments))]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_of_many_values_far_from_zero_are_exact_in_single_precision(layout):
+    """One after the other they would be added up to 1e-3 of the deviation."""
+    x = 10 + torch.randn(50, 2, 64, 64, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    scale, shift = torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0])
+    y, mean, invstd = torch.ops.headstart.batch_norm(x, scale, shift, 0.1)
+    exact = x.double()
+    variance, expected = torch.var_mean(exact, (0, 2, 3), correction=0)
+    assert error(mean.double() - 10, expected - 10) < 1e-3
+    assert error(invstd.double(), (variance + 0.1).rsqrt()) < 1e-6
+    assert error(y.double(), F.batch_norm(exact, None, None, scale.double(), shift.double(), True, 0.0, 0.1)) < 2e-6
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 def test_norm_of_transposed_images():
     """Compiled: what is recorded is right in any layout."""
