@@ -179,14 +179,21 @@ def nested(params: Params, x: Tensor) -> Tensor:
     return adapt(normed_loss, params, [x], SGD(0.01))["w"].square()
 
 
+def penalised(params: Params, x: Tensor) -> Tensor:
+    """Differentiates a gradient that it takes itself."""
+    return torch.func.grad(normed_loss)(params, x)["w"].square()
+
+
 @pytest.mark.parametrize(
     ("loss", "options", "calls"),
     [
         (normed_loss, {"first_order": True}, 2),
         (normed_loss, {"recompute": True}, 2),  # then with a graph
         (normed_loss, {}, 0),
-        (nested, {"first_order": True}, 0),
-        (nested, {"recompute": True}, 0),
+        (nested, {"first_order": True}, 2),  # the gradients of gradients, and not these
+        (nested, {"recompute": True}, 2),
+        (penalised, {"first_order": True}, 2),
+        (penalised, {"recompute": True}, 2),
     ],
 )
 @pytest.mark.parametrize("tasks", [None, 3])

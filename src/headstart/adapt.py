@@ -17,9 +17,7 @@ fresh set of rollouts per step.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
-from headstart.differentiable import differentiable
+from headstart.differentiable import grad
 from headstart.inner import InnerOptimizer
 from headstart.recompute import recomputed
 from headstart.types import LossFn, Params
@@ -38,8 +36,7 @@ def inner_step(
         state: Its state, from `inner.init(params)` or the step before.
         first_order: Treat the gradient as a constant, so that no outer gradient flows through it.
     """
-    with differentiable(again=not first_order):
-        grads = torch.func.grad(loss_fn)(params, batch)  # Alg. 1, line 5
+    grads = grad(loss_fn, differentiable=not first_order)(params, batch)  # Alg. 1, line 5: `torch.func.grad`
     return inner.update(params, grads, state)  # Alg. 1, line 6
 
 

@@ -55,7 +55,6 @@ class BatchNormalized(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep the values and their moments, not the outcome."""
         x, weight, _, ctx.eps, _ = inputs
-        ctx.constant = constant_gradient()
         ctx.set_materialize_grads(False)  # of what is not used
         ctx.save_for_backward(x, weight, *output[1:])
         ctx.save_for_forward(x, weight, *output[1:])
@@ -86,7 +85,7 @@ class BatchNormalized(torch.autograd.Function):
         invstd, asked = (variance + ctx.eps).rsqrt(), list(ctx.needs_input_grad[:3])
         count, shape, dtype = _count(x), _along(x), x.dtype
         grads: list[Tensor | None] = [None, None, None]
-        if to_y is not None and x.device.type == "cpu" and (ctx.constant or not torch.is_grad_enabled()):
+        if to_y is not None and x.device.type == "cpu" and constant_gradient():
             native = torch.ops.aten.native_batch_norm_backward  # on CUDA it wants a weight, as in half precision
             one = mean.new_ones(len(mean)) if weight is None and x.dtype != mean.dtype else weight
             grads = [*native(to_y, x, one, None, None, mean, invstd, True, ctx.eps, asked)]

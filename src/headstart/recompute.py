@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
-from headstart.differentiable import values_alone
+from headstart.differentiable import pulling_back, values_alone
 
 
 class ClosureError(ValueError):
@@ -100,7 +100,9 @@ class _Recomputed(torch.autograd.Function):
         if given:
             with ctx.surroundings.restored():
                 pullback = torch.func.vjp(outputs_of, *(tensors[i] for i in wanted))[1]
-            for i, grad in zip(wanted, pullback(tuple(cotangents[i] for i in given)), strict=True):
+            with pulling_back():
+                pulled = pullback(tuple(cotangents[i] for i in given))
+            for i, grad in zip(wanted, pulled, strict=True):
                 grads[i] = grad
         return *[None] * (3 + ctx.count), *grads
 
