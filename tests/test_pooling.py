@@ -10,7 +10,7 @@ from reference import flat, unstack
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from headstart import MAML, SGD, Batch, Task, worthwhile
+from headstart import MAML, SGD, Batch, Task, exact, worthwhile
 from headstart.exact import Exact
 from headstart.pooling import MaxPool2d, Window, max_pool2d
 
@@ -106,66 +106,103 @@ class TestWhere:
         assert not calls
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+RELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "F.relu": F.relu,
-    "torch.relu": lambda x: torch.relu(input=x),
+    "torch.relu": torch.relu,
     "Tensor.relu": Tensor.relu,
-    "aten.relu": torch.ops.aten.relu,
     "nn.ReLU": nn.ReLU(),
-    "F.leaky_relu": lambda x: F.leaky_relu(x, 0.5),
-    "nn.LeakyReLU": nn.LeakyReLU(0.0),
 }
+POOLS = [F.max_pool2d, torch.max_pool2d, torch.ops.aten.max_pool2d, nn.MaxPool2d(3, 2, 1)]
 
 
-class TestActivations:
-    @pytest.mark.parametrize("pool", [F.max_pool2d, torch.max_pool2d, torch.ops.aten.max_pool2d, nn.MaxPool2d(3, 2, 1)])
-    @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-    def test_what_they_would_be_applied_to_is_pooled_first(self, activation, pool, calls):
-        x = values(2, 3, 8, 8)
-        pool_by = pool if isinstance(pool, nn.Module) else lambda x: pool(x, 3, 2, 1)
-        expected = pool_by(activation(x))
+def by(pool: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return pool(x) if isinstance(pool, nn.Module) else pool(x, 3, 2, 1)
+
+
+class TestReLU:
+    """Large images, inside transforms, are pooled before it."""
+
+    @pytest.mark.parametrize("pool", POOLS)
+    @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
+    def test_what_it_would_be_applied_to_is_pooled_first(self, relu, pool, monkeypatch):
+        x, pooled = values(2, 3, 8, 8), []
+        monkeypatch.setattr(exact, "max_pool2d", lambda x, *args: (pooled.append(x), max_pool2d(x, *args))[1])
+        expected = by(pool, relu(x))
         with Exact():
-            found = pool_by(activation(x))
+            found = torch.vmap(lambda x: by(pool, relu(x)))(x.unsqueeze(0))[0]
         assert torch.equal(found, expected)
-        assert torch.equal(calls[0], x)
+        assert torch.equal(unwrapped(pooled[0])[0], x)
 
-    @pytest.mark.parametrize("activation", [F.relu, partial(F.leaky_relu, negative_slope=0.5)])
-    def test_derivatives_are_the_same(self, activation):
-        x, along = values(3, 2, 3, 8, 8), values(3, 2, 3, 8, 8, seed=1)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("shape", [(3, 2, 3, 8, 8), (3, 3, 8, 8)])
+    def test_derivatives_are_the_same(self, shape, dtype):
+        x, along = values(*shape, dtype=dtype), values(*shape, seed=1, dtype=dtype)
+        x[0, 0, 0, 0], x[1, 1, 1, 1] = float("nan"), float("-inf")
 
-        def first(x: Tensor) -> Tensor:
-            return torch.func.grad(lambda x: (F.max_pool2d(activation(x), 3, 2) ** 3).sum())(x)
+        def pooled(x: Tensor) -> Tensor:
+            return F.max_pool2d(x.relu(), 3, 2)
 
-        def both(x: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(first, (x,), (along,))
+        def derivatives(x: Tensor, along: Tensor) -> list[Tensor]:
+            first = torch.func.grad(lambda x: (pooled(x) ** 3).sum())
+            second = torch.func.grad(lambda x: (first(x) * along).sum())
+            third = torch.func.grad(lambda x: (second(x) * along).sum())
+            return [pooled(x), first(x), torch.func.jvp(first, (x,), (along,))[1], second(x), third(x)]
 
-        expected = torch.vmap(both)(x, along)
+        expected = torch.vmap(derivatives)(x, along)
         with Exact():
-            found = torch.vmap(both)(x, along)
-        assert_close(found, expected, rtol=0, atol=0)
+            found = torch.vmap(derivatives)(x, along)
+        assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
     @pytest.mark.parametrize("change", ["output", "input"])
     def test_what_is_changed_before_pooling_stays_changed(self, change):
-        def pooled() -> Tensor:
-            x = values(2, 3, 8, 8)
+        def pooled(x: Tensor) -> Tensor:
             y = torch.relu(x)
             (y if change == "output" else x).sub_(2)
             return torch.max_pool2d(y, 2)
 
-        expected = pooled()
-        with Exact():
-            assert torch.equal(pooled(), expected)
-
-    @pytest.mark.parametrize(
-        "activation", [partial(F.relu, inplace=True), partial(F.leaky_relu, negative_slope=-0.5), torch.sin]
-    )
-    def test_others_come_first(self, activation, calls):
         x = values(2, 3, 8, 8)
-        activated = activation(x.clone())
+        expected = torch.vmap(pooled)(x.clone())
         with Exact():
-            found = F.max_pool2d(activation(x), 2)
-        assert torch.equal(found, torch.max_pool2d(activated, 2))
-        assert torch.equal(calls[0], activated)
+            assert torch.equal(torch.vmap(pooled)(x), expected)
+
+    @pytest.mark.parametrize("relu", [partial(F.relu, inplace=True), lambda x: torch.relu(input=x)])
+    @pytest.mark.parametrize("window", [{}, {"padding": 1, "stride": 1, "dilation": 9}])
+    def test_called_otherwise_it_comes_first(self, relu, window):
+        """A window of padding alone has no maximum, not zero."""
+
+        def pooled(x: Tensor) -> Tensor:
+            return F.max_pool2d(relu(x), 2, **window)
+
+        x = values(2, 3, 8, 8)
+        expected = torch.vmap(pooled)(x.clone())
+        with Exact():
+            assert torch.equal(torch.vmap(pooled)(x), expected)
+
+    def test_what_it_gave_can_be_differentiated_by(self):
+        """As feature visualisation does, outside of transforms."""
+        with Exact():
+            y = torch.relu(values(2, 3, 8, 8).requires_grad_())
+            score = F.max_pool2d(y, 2).sum()
+        assert torch.autograd.grad(score, y)[0].sum() == 2 * 3 * 4 * 4
+
+    def test_an_own_derivative_is_kept(self):
+        class StraightThrough(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return torch.relu(x)
+
+            @staticmethod
+            def backward(ctx, grad):
+                return grad
+
+        x = torch.full((1, 1, 8, 8), -1.0, requires_grad=True)
+        with Exact():
+            F.max_pool2d(StraightThrough.apply(x), 2).sum().backward()
+        assert x.grad.sum() == 16
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    return torch._C._functorch.get_unwrapped(x)
 
 
 class Viewing(nn.Module):

@@ -12,7 +12,7 @@ without them):
 - embedding bags, scaled dot-product attention: no second derivative; composed, or by the math backend, they have.
 
 Some are there for another reason: a layer that asks `batch_moments` gets those of the norm policy; max-pooling is exact
-as it is, but faster as in `pooling.py`, and before a ReLU instead of after it; autocast, which on a CPU loses sight of
+as it is, but faster as in `pooling.py`, and of large images before a ReLU; autocast, which on a CPU loses sight of
 convolutions and linear layers under `vmap`, reaches them too.
 
 Recurrent layers cannot be vectorised over tasks; `vectorize.py` loops for them.
@@ -25,16 +25,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from headstart.batch_norm import BatchNormalized
 from headstart.once import large_and_once
-from headstart.pooling import Activated, max_pool2d
+from headstart.pooling import max_pool2d
 from headstart.precision import narrowed, widened
 from headstart.standardize import moments, normalized, standardized
-from headstart.worthwhile import worthwhile
+from headstart.worthwhile import is_large, worthwhile
 
 
 class Statistics(NamedTuple):
@@ -124,14 +125,14 @@ class Exact(TorchFunctionMode):
     def __init__(self, statistics: Source = lambda own, *_: own()):
         super().__init__()
         self.statistics = statistics
-        self.activated: Activated | None = None
+        self.activated: tuple[Tensor, Tensor] | None = None  # input and output of what was called last, if a ReLU
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call `func`, or its substitute."""
         substitute = EXACT.get(func.overloadpacket if isinstance(func, OpOverload) else func)
         activated, kwargs = self.activated, kwargs or {}
         result = func(*args, **kwargs) if substitute is None else substitute(self, *args, **kwargs)
-        if self.activated is activated:  # nothing may come between: it could change either tensor
+        if self.activated is activated:  # what comes between could change either tensor
             self.activated = None
         return result
 
@@ -239,29 +240,37 @@ def _under_autocast(func: Callable) -> Callable:
     return cast
 
 
-def _increasing(func: Callable) -> Callable:
-    """`func`, an activation for which pooling its output is the same as applying it to what was pooled."""
-
-    def activation(mode: Exact, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output = func(input, *args, **kwargs)
-        if output is not input:  # in place
-            mode.activated = Activated(output, input, lambda pooled: func(pooled, *args, **kwargs))
+def _relu(func: Callable) -> Callable:
+    def relu(mode: Exact, *args: Any, **kwargs: Any) -> Tensor:
+        output = func(*args, **kwargs)
+        x = args[0] if len(args) == 1 and not any(kwargs.values()) else output  # as it is in place
+        if is_functorch_wrapped_tensor(x) and x is not output and is_large(x):
+            mode.activated = x, output
         return output
 
-    return activation
+    return relu
 
 
-def _leaky_relu(mode: Exact, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    if negative_slope < 0:
-        return F.leaky_relu(input, negative_slope, inplace)
-    return _increasing(F.leaky_relu)(mode, input, negative_slope, inplace)
+def _max_pool2d(
+    mode: Exact,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor:
+    """Before a ReLU that was called last, which then has a quarter of the positions if windows are of two by two.
 
-
-def _max_pool2d(mode: Exact, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any) -> Tensor:
-    last = mode.activated
-    if last is None or last.output is not input:
-        return max_pool2d(input, *args, **kwargs)
-    return last.activation(max_pool2d(last.input, *args, **kwargs))
+    Values are the same, and so are derivatives: they are zero where nothing in a window is positive. Only inside a
+    transform: outside, somebody may ask for the derivative by what the ReLU gave.
+    """
+    before, activated = mode.activated or (None, None)
+    window = kernel_size, stride, padding, dilation, ceil_mode
+    if before is None or activated is not input or dilation not in (1, (1, 1), [1, 1]):  # a window of padding alone
+        return max_pool2d(input, *window)
+    return torch.relu(max_pool2d(before, *window))
 
 
 def _weight_norm(mode: Exact, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -357,8 +366,6 @@ EXACT: dict[Callable, Callable] = {
     F.scaled_dot_product_attention: _with_math_attention(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: _with_math_attention(F.multi_head_attention_forward),
     F.max_pool2d: _max_pool2d,
-    F.leaky_relu: _leaky_relu,
-    **{function: _increasing(function) for function in (F.relu, torch.relu, torch.Tensor.relu)},
     # The native functions behind them order their arguments differently.
     torch.batch_norm: lambda mode, x, w, b, rm, rv, training, momentum, eps, cudnn: _batch_norm(
         mode, x, rm, rv, w, b, training, momentum, eps
@@ -385,3 +392,4 @@ EXACT |= {
     for function, substitute in EXACT.items()
     if getattr(function, "__module__", None) not in (F.__name__, __name__)
 }
+EXACT |= {function: _relu(function) for function in (F.relu, torch.relu, torch.Tensor.relu)}

@@ -23,8 +23,8 @@ def is_large(size: Sequence[int]) -> bool:
 def differentiated_once() -> Iterator[None]:
     """A context for recording what has a gradient but no second one, as have the queries of several inner steps.
 
-    In it convolutions, batch norms and max-pooling of large images remain single operations, channels last. Gradients
-    of any order are right in it too; their formulas are only slower.
+    In it convolutions and batch norms of large images remain single operations, channels last. Gradients of any order
+    are right in it too; their formulas are only slower.
     """
     token = _once.set(True)
     try:

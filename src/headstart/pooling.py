@@ -1,17 +1,12 @@
-"""Max-pooling on a CPU, in the layout for which PyTorch is fast, and before activations.
+"""Max-pooling on a CPU, in the layout for which PyTorch is fast.
 
 Of large images in PyTorch's usual layout it takes ten times as long as of images whose channels come last, far more
 than copying them there and back (`docs/lab-log.md`). Only pooling itself sees the other layout: what follows may be
 written for the usual one (`x.view(len(x), -1)`), and its derivatives are fast as they are.
-
-A ReLU and its derivatives have a quarter of the positions to look at where two by two are pooled first. Values are the
-same as in the usual order, and so are gradients: where nothing in a window is positive they are zero, else the ReLU
-leaves the largest as it is (and a leaky one the order of them all).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +16,6 @@ from headstart.worthwhile import worthwhile
 Size = int | tuple[int, ...]
 
 _aten = torch.ops.aten
-
-
-class Activated(NamedTuple):
-    """An activation as it was called."""
-
-    output: Tensor
-    input: Tensor
-    activation: Callable[[Tensor], Tensor]
-    """Applies it to another tensor."""
 
 
 def max_pool2d(

@@ -8,6 +8,11 @@ LARGE = 2**16
 """Values, of one task under `vmap`, from which on calling it costs less than it saves (`docs/lab-log.md`)."""
 
 
+def is_large(x: Tensor) -> bool:
+    """Whether `x` has that many values."""
+    return x.numel() >= LARGE
+
+
 def worthwhile(x: Tensor) -> bool:
     """Whether `x` is large, and nothing records operations: what is compiled is as fast from PyTorch's own."""
-    return x.numel() >= LARGE and not torch.compiler.is_compiling() and not _len_torch_dispatch_stack()
+    return is_large(x) and not torch.compiler.is_compiling() and not _len_torch_dispatch_stack()

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from headstart.exact import Exact
 from headstart.once import differentiated_once
+from headstart.training import native
 from headstart.training.tracing import Traced
 
 CASES = {
@@ -136,15 +137,23 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_large_images_of_any_type_are_pooled(dtype):
+    x = values(2, 3, 20, 18).abs().to(dtype)
+    assert_close(Traced(lambda x: F.max_pool2d(x, 3, 2))(x), F.max_pool2d(x, 3, 2))
+
+
+@pytest.mark.parametrize("window", [(2, 2), (6, 8)])
 @pytest.mark.parametrize("operation", OWN)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_the_compiler_foresees_layouts(layout, operation):
+def test_the_compiler_foresees_layouts(layout, operation, window):
     x, channels = layout(torch.randn(2, 3, 6, 8)), torch.ones(3)
     indices = torch.ops.aten.max_pool2d_with_indices(x, [2, 2])[1]
     arguments = {
         "batch_norm": (x, channels, None, 0.1),
         "batch_norm_gradient": (torch.randn(2, 3, 6, 8), x, channels, channels, channels, 0.1),
-        "max_pool": (x, *WINDOW),
+        "max_pool": (x, window, window, *WINDOW[2:]),
         "max_pool_gradient": (layout(torch.randn(2, 3, 3, 4)), indices, x.shape, *WINDOW),
     }[operation]
     run = getattr(torch.ops.headstart, operation)
@@ -155,8 +164,9 @@ def test_the_compiler_foresees_layouts(layout, operation):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_moments_of_many_values_far_from_zero_are_exact_in_single_precision(layout):
+def test_moments_of_many_values_far_from_zero_are_exact_in_single_precision(layout, monkeypatch):
     """One after the other they would be added up to 1e-3 of the deviation."""
+    monkeypatch.setattr(native, "_IN_CACHE", 1000)  # several pieces, the last a smaller one
     x = 10 + torch.randn(50, 2, 64, 64, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
     scale, shift = torch.tensor([0.5, 2.0]), torch.tensor([1.0, -1.0])
     y, mean, invstd = torch.ops.headstart.batch_norm(x, scale, shift, 0.1)

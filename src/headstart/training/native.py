@@ -6,8 +6,8 @@ gradients several times too large; without vector instructions, and by PyTorch's
 mode's (`docs/lab-log.md`).
 
 Max-pooling of large images: generated it takes twice to five times as long as copying them to channels last and back,
-for which PyTorch's kernel is fast. And batch norm by PyTorch's kernel, which nothing else than `batch_norm.py` records,
-for large images with channels last: generated it is slow in that layout.
+for which PyTorch's kernel is fast. And batch norm by PyTorch's kernel, as `batch_norm.py` records it, for large images
+with channels last: generated it is slow in that layout.
 
 All ask for the layouts in which they were recorded: the compiler would choose others for what is between them, and
 PyTorch's kernels copy there and back.
@@ -35,7 +35,8 @@ def keep_native(graph: GraphModule) -> None:
             node.args = grad, indices, list(images.meta["val"].shape), *window
     for node in graph.graph.find_nodes(op="call_function", target=_aten.max_pool2d_with_indices.default):
         images, *window = node.args
-        if _on_cpu(images) and images.meta["val"].dim() == 4 and is_large(images.meta["val"].shape[-2:]):
+        x = images.meta["val"]
+        if _on_cpu(images) and x.dim() == 4 and x.is_floating_point() and is_large(x.shape[-2:]):
             node.target = own.max_pool.default
             node.args = images, *window, *_DEFAULTS[len(window) - 1 :]
     for node in graph.graph.find_nodes(op="call_function", target=_aten.native_batch_norm.default):
@@ -79,7 +80,9 @@ def max_pool(
     """Maxima and their indices, in the layout of `images`; the arguments are those of `max_pool2d`."""
     last, layout = images.contiguous(memory_format=torch.channels_last), _layout(images)
     maxima, indices = _aten.max_pool2d_with_indices(last, window, stride, padding, dilation, ceil)
-    return maxima.contiguous(memory_format=layout), indices.contiguous(memory_format=layout)
+    if layout == torch.channels_last:
+        return maxima, indices
+    return _usual(maxima), _usual(indices)
 
 
 @max_pool.register_fake
@@ -120,13 +123,21 @@ def _(grad: Tensor, indices: Tensor, size: Sequence[int], *_: object) -> Tensor:
     return _empty(indices, grad.dtype, size)
 
 
+def _usual(x: Tensor) -> Tensor:
+    """In the usual layout, with its strides also along axes of length 1, as foreseen."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def _empty(like: Tensor, dtype: torch.dtype, size: Sequence[int]) -> Tensor:
     return torch.empty(size, dtype=dtype, device=like.device, memory_format=_layout(like))
 
 
 @_operation("batch_norm")
 def batch_norm(images: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What is normalised, channels last where `images` are, else contiguous; mean and `1 / sqrt(variance + eps)`."""
+    """What is normalised, channels last where `images` are, else contiguous; mean and `1 / sqrt(variance + eps)`.
+
+    Moments by PyTorch's kernel where they are as exact as the values: in the usual layout, or in half precision.
+    """
     images = images.contiguous(memory_format=_layout(images))
     if _layout(images) != torch.channels_last or images.dtype in (torch.bfloat16, torch.float16):
         return _aten.native_batch_norm(images, weight, bias, None, None, True, 0.0, eps)
@@ -142,7 +153,7 @@ def _moments_of_channels_last(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     positions = images.movedim(1, -1).flatten(0, 2)
     mean = positions.mean(0)
-    squares = [(some - mean).square_().sum(0) for some in positions.split(_IN_CACHE // len(mean))]
+    squares = [(some - mean).square_().sum(0) for some in positions.split(max(1, _IN_CACHE // len(mean)))]
     return mean, torch.stack(squares).sum(0) / len(positions)
 
 
