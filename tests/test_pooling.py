@@ -111,6 +111,7 @@ RELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "torch.relu": torch.relu,
     "Tensor.relu": Tensor.relu,
     "nn.ReLU": nn.ReLU(),
+    "aten.relu": torch.ops.aten.relu,
 }
 POOLS = [F.max_pool2d, torch.max_pool2d, torch.ops.aten.max_pool2d, nn.MaxPool2d(3, 2, 1)]
 

@@ -80,6 +80,7 @@ def adapt(
             backwards: memory does not grow with the number of steps otherwise. `loss_fn` then must take every
             tensor whose outer gradient counts from `params` or the batch; see `headstart.recompute`.
 
+    >>> import torch
     >>> from headstart.inner import SGD
     >>> square = lambda params, target: (params["w"] - target) ** 2
     >>> adapt(square, {"w": torch.tensor(0.0)}, [torch.tensor(1.0)] * 2, SGD(lr=0.25))

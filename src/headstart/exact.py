@@ -356,6 +356,9 @@ AUTOCAST = (
 )
 """What autocast computes in half precision, but not under `vmap` on a CPU."""
 
+RELU = F.relu, torch.relu, torch.Tensor.relu
+"""Computed as ever; what they were given is kept for a `max_pool2d` that comes next."""
+
 EXACT: dict[Callable, Callable] = {
     batch_moments: _batch_moments,
     F.batch_norm: _batch_norm,
@@ -382,6 +385,7 @@ EXACT: dict[Callable, Callable] = {
     torch.max_pool2d: _max_pool2d,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
     **{function: _under_autocast(function) for function in AUTOCAST},
+    **{function: _relu(function) for function in RELU},
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }
 """What is substituted, by the function called."""
@@ -392,4 +396,3 @@ EXACT |= {
     for function, substitute in EXACT.items()
     if getattr(function, "__module__", None) not in (F.__name__, __name__)
 }
-EXACT |= {function: _relu(function) for function in (F.relu, torch.relu, torch.Tensor.relu)}
