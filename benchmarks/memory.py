@@ -2,8 +2,9 @@
 
 The work is mini (4 tasks, 5 ways, 1 shot, 15 queries per class, 84 x 84, 32 filters; tasks one at a time), forward
 and backward. The plain path keeps everything for the backward pass, the recomputing one the parameters after each
-step. Every number comes from processes of its own, those of both paths in turn, so that a machine that slows down does
-so for both: peak is the most memory that one ever held, PyTorch itself included.
+step. Every number is a median over processes that do nothing else, those of both paths in turn, so that a machine that
+slows down does so for both. The peak is the most memory that a process ever held, PyTorch itself included. It
+depends on how the allocator's free pieces happen to lie, so its range stands beside it.
 
     python -m benchmarks.memory [--repeats 3] [--steps 1 5 10 20 50] [--threads 2]
 """
@@ -36,18 +37,27 @@ GOAL_MEMORY, GOAL_TIME = 1.3, 1.4
 """Upper bounds that the project set itself: peak at 50 steps over that at one, time over the plain path's."""
 
 
+WARM_UP, TIMED = 2, 2
+"""Meta-gradients of each process: the peak, of all four, hardly grows any more after the third."""
+
+
 def measure(steps: int, recompute: bool) -> dict[str, Any]:
-    """Peak memory of this process and milliseconds of a meta-gradient, after one to warm up."""
+    """Peak memory of this process and milliseconds of a meta-gradient."""
     keep_memory()
     work = work_named(WORK)
     inner = SGD(work.inner_lr)
     learner = MAML(work.model(), work.loss, inner=inner, steps=steps, norm="batch", chunk_size=1, recompute=recompute)
     tasks = work.sample()
-    learner(tasks).backward()
-    learner.zero_grad()
+
+    def differentiate(times: int) -> None:
+        for _ in range(times):
+            learner.zero_grad()
+            learner(tasks).backward()
+
+    differentiate(WARM_UP)
     began, cpu_began = time.perf_counter(), time.process_time()
-    learner(tasks).backward()
-    ms, cpu_ms = 1e3 * (time.perf_counter() - began), 1e3 * (time.process_time() - cpu_began)
+    differentiate(TIMED)
+    ms, cpu_ms = 1e3 * (time.perf_counter() - began) / TIMED, 1e3 * (time.process_time() - cpu_began) / TIMED
     gradient = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
     return {"peak_mib": peak_mib(), "ms": ms, "cpu_ms": cpu_ms, "gradient_norm": gradient.double().norm().item()}
 
@@ -70,21 +80,17 @@ def measured_apart(steps: int, recompute: bool, threads: int) -> dict[str, Any]:
 
 
 def together(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of what several processes measured, the largest peak and the median times."""
+    """What several processes measured: medians, ranges, and all of it."""
     if failed := [one for one in rounds if "failed" in one]:
         return failed[0]
-    times_ms = [one["ms"] for one in rounds]
-    return {
-        "peak_mib": max(one["peak_mib"] for one in rounds),
-        "ms": round(statistics.median(times_ms), 1),
-        "ms_range": [round(min(times_ms), 1), round(max(times_ms), 1)],
-        "cpu_ms": round(statistics.median(one["cpu_ms"] for one in rounds), 1),
-        "gradient_norm": rounds[0]["gradient_norm"],
-    }
+    values = {name: [one[name] for one in rounds] for name in rounds[0]}
+    medians = {name: statistics.median(each) for name, each in values.items()}
+    ranges = {f"{name}_range": [min(values[name]), max(values[name])] for name in ("peak_mib", "ms")}
+    return medians | ranges | {"rounds": rounds}
 
 
 def against_goals(points: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """The two ratios of the goals, at the largest number of steps, where both paths could be measured."""
+    """At the largest number of steps the ratios of the goals, and of the gradients' lengths, where both paths ran."""
     most = max(points)
     plain, recomputed = (points[most][path] for path in PATHS)
     one, ratios = points.get(1, {}).get("plain", {}), {}
@@ -92,6 +98,8 @@ def against_goals(points: dict[int, dict[str, Any]]) -> dict[str, float]:
         ratios["memory"] = round(recomputed["peak_mib"] / one["peak_mib"], 3)
     if "ms" in recomputed and "ms" in plain:
         ratios["time"] = round(recomputed["ms"] / plain["ms"], 3)
+    if "gradient_norm" in recomputed and "gradient_norm" in plain:
+        ratios["gradient"] = recomputed["gradient_norm"] / plain["gradient_norm"]
     return ratios
 
 
@@ -108,22 +116,23 @@ def markdown(result: dict[str, Any]) -> str:
         f"(goal: at most {GOAL_MEMORY}), {ratios.get('time', 'not measured')} times the time of the plain path (goal: "
         f"at most {GOAL_TIME}).",
         "",
-        "| steps | plain, peak MiB | recomputed, peak MiB | plain, ms (range) | recomputed, ms (range) | time ratio |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| steps | plain, peak MiB (range) | recomputed, peak MiB (range) | plain, ms (range) | recomputed, ms (range) "
+        "| time ratio | lengths of the gradients differ by |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for steps, point in result["points"].items():
-        peaks = [str(point[path].get("peak_mib", point[path].get("failed"))) for path in PATHS]
-        times = [_time(point[path]) for path in PATHS]
-        ratio = against_goals({int(steps): point}).get("time", "")
-        rows.append(f"| {' | '.join([str(steps), *peaks, *times, str(ratio)])} |")
+        cells = [_median(point[path], name) for name in ("peak_mib", "ms") for path in PATHS]
+        ratios = against_goals({int(steps): point})
+        apart = f"{abs(ratios['gradient'] - 1):.0e}" if "gradient" in ratios else ""
+        rows.append(f"| {' | '.join([str(steps), *cells, str(ratios.get('time', '')), apart])} |")
     return "\n".join(rows) + "\n"
 
 
-def _time(point: dict[str, Any]) -> str:
+def _median(point: dict[str, Any], name: str) -> str:
     if "failed" in point:
         return point["failed"]
-    low, high = point["ms_range"]
-    return f"{point['ms']:.0f} ({low:.0f} to {high:.0f})"
+    low, high = point[f"{name}_range"]
+    return f"{point[name]:.0f} ({low:.0f} to {high:.0f})"
 
 
 def main() -> None:
@@ -144,8 +153,8 @@ def main() -> None:
     points: dict[int, dict[str, Any]] = {}
     for steps in options.steps:
         rounds: dict[str, list[dict[str, Any]]] = {path: [] for path in PATHS}
-        for _ in range(options.repeats):
-            for path, recompute in PATHS.items():
+        for repeat in range(options.repeats):
+            for path, recompute in sorted(PATHS.items(), reverse=repeat % 2 == 1):  # neither is always first
                 rounds[path].append(measured_apart(steps, recompute, options.threads))
                 print(steps, path, rounds[path][-1], file=sys.stderr, flush=True)
         points[steps] = {path: together(rounds[path]) for path in PATHS}

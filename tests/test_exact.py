@@ -233,5 +233,7 @@ def test_every_operator_behind_a_substituted_function_is_substituted_too():
     x, weight = randn(6, 3), randn(3)
     with Exact():
         torch.ops.aten.layer_norm(x, [3], weight)
+        assert torch.equal(torch.ops.aten.relu(self=x), x.relu())
+        assert torch.equal(torch.ops.aten.relu.out(x, out=torch.empty_like(x)), x.relu())
         with pytest.raises(NotImplementedError, match="native_layer_norm has wrong second derivatives"):
             torch.ops.aten.native_layer_norm.default(x, [3], weight, None, 1e-5)

@@ -112,6 +112,7 @@ RELUS: dict[str, Callable[[Tensor], Tensor]] = {
     "Tensor.relu": Tensor.relu,
     "nn.ReLU": nn.ReLU(),
     "aten.relu": torch.ops.aten.relu,
+    "aten.relu.default": torch.ops.aten.relu.default,
 }
 POOLS = [F.max_pool2d, torch.max_pool2d, torch.ops.aten.max_pool2d, nn.MaxPool2d(3, 2, 1)]
 

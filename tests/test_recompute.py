@@ -151,6 +151,33 @@ class TestEqualsThePlainPath:
             gradients.append(meta_gradient(flat(first).square().sum(), learner))
         assert error(*gradients) < 1e-12
 
+    @pytest.mark.parametrize("grad_mode", [True, False])
+    def test_jacobians(self, grad_mode):
+        def step(w: Tensor) -> Tensor:
+            return w.sin() ** 2 * w
+
+        w, rows = torch.tensor([0.3, -0.2, 1.1], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+        expected = torch.diag(w.sin() ** 2 + w * (2 * w).sin())
+        leaf = w.clone().requires_grad_()
+        image = recomputed(step)(leaf)
+        with torch.set_grad_enabled(grad_mode):
+            for given in (
+                torch.func.jacrev(recomputed(step))(w),
+                torch.vmap(torch.func.vjp(recomputed(step), w)[1])(rows)[0],
+                torch.autograd.grad(image, leaf, rows, is_grads_batched=True, create_graph=grad_mode)[0],
+            ):
+                assert_close(given, expected)
+
+    @pytest.mark.parametrize("create_graph", [True, False])
+    def test_outputs_that_depend_on_no_argument(self, create_graph):
+        w = torch.tensor([0.3, -0.2], requires_grad=True)
+        square, index, one = recomputed(lambda w: (w.square(), torch.arange(2), torch.ones(2)))(w)
+        assert not index.requires_grad
+        total = (square * one + one).sum()
+        assert_close(torch.autograd.grad(total, w, create_graph=create_graph, retain_graph=True)[0], 2 * w)
+        (nothing,) = torch.autograd.grad(one.sum(), w, create_graph=create_graph, materialize_grads=True)
+        assert_close(nothing, torch.zeros(2))
+
 
 def waves(params: dict[str, Tensor], batch: Batch) -> Tensor:
     return ((batch.inputs * params["w"]).sum(-1).sin() - batch.targets[..., 0]).square().mean()

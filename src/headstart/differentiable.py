@@ -40,6 +40,11 @@ def constant_gradient() -> bool:
     return _constant.get() or not torch.is_grad_enabled()
 
 
+def pulling_back() -> AbstractContextManager[None]:
+    """A context for a derivative by `torch.func.vjp` inside of a `.backward()`, which is a constant if that is one."""
+    return _set(_constant, constant_gradient())
+
+
 def values_alone() -> AbstractContextManager[None]:
     """A context for computing inner steps of which nothing is differentiated, although autograd may look."""
     return _set(_values, _here())

@@ -243,7 +243,7 @@ def _under_autocast(func: Callable) -> Callable:
 def _relu(func: Callable) -> Callable:
     def relu(mode: Exact, *args: Any, **kwargs: Any) -> Tensor:
         output = func(*args, **kwargs)
-        x = args[0] if len(args) == 1 and not any(kwargs.values()) else output  # as it is in place
+        x = args[0] if len(args) == 1 and kwargs in ({}, {"inplace": False}) else output  # as it is in place
         if is_functorch_wrapped_tensor(x) and x is not output and is_large(x):
             mode.activated = x, output
         return output
@@ -341,11 +341,15 @@ def _embedding_bag(
 def _refused(name: str) -> Callable:
     def refuse(mode: Exact, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            f"{name} has wrong second derivatives under vmap; call the torch.nn.functional form, which is replaced by "
-            "an exact one inside the inner loop."
+            f"{name} has wrong second derivatives under vmap; call its torch.nn.functional form, which has exact ones."
         )
 
     return refuse
+
+
+def _operator(function: Callable) -> Callable:
+    """What an exported module calls."""
+    return getattr(torch.ops.aten, function.__name__)
 
 
 AUTOCAST = (
@@ -356,8 +360,7 @@ AUTOCAST = (
 )
 """What autocast computes in half precision, but not under `vmap` on a CPU."""
 
-RELU = F.relu, torch.relu, torch.Tensor.relu
-"""Computed as ever; what they were given is kept for a `max_pool2d` that comes next."""
+RELU = F.relu, torch.relu, torch.Tensor.relu  # of which what they are given is kept for a `max_pool2d` that comes next
 
 EXACT: dict[Callable, Callable] = {
     batch_moments: _batch_moments,
@@ -384,15 +387,14 @@ EXACT: dict[Callable, Callable] = {
     ),
     torch.max_pool2d: _max_pool2d,
     torch._weight_norm: _weight_norm,  # pyright: ignore[reportPrivateImportUsage]
-    **{function: _under_autocast(function) for function in AUTOCAST},
-    **{function: _relu(function) for function in RELU},
+    **{function: _under_autocast(function) for function in (*AUTOCAST, *map(_operator, AUTOCAST))},
+    **{function: _relu(function) for function in (*RELU, *map(_operator, RELU))},
     **{function: _refused(function.__name__) for function in (torch.native_batch_norm, torch.native_layer_norm)},
 }
 """What is substituted, by the function called."""
 
-# An exported module calls the operators themselves.
-EXACT |= {
-    getattr(torch.ops.aten, function.__name__): substitute
+EXACT = {
+    _operator(function): substitute
     for function, substitute in EXACT.items()
     if getattr(function, "__module__", None) not in (F.__name__, __name__)
-}
+} | EXACT

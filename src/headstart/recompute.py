@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
-from headstart.differentiable import values_alone
+from headstart.differentiable import pulling_back, values_alone
 
 
 class ClosureError(ValueError):
@@ -89,20 +89,19 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         tensors: Sequence[Tensor] = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3 + ctx.count :]) if needed]
-        given = {i: cotangent for i, cotangent in enumerate(cotangents) if cotangent is not None}
+        given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
         grads: list[Tensor | None] = [None] * len(tensors)
 
         def outputs_of(*values: Tensor) -> tuple[Tensor, ...]:
             changed = dict(zip(wanted, values, strict=True))
-            with ctx.surroundings.restored():
-                outputs = ctx.fn(*(changed.get(i, tensor) for i, tensor in enumerate(tensors)))
+            outputs = ctx.fn(*(changed.get(i, tensor) for i, tensor in enumerate(tensors)))
             return tuple(outputs[i] for i in given)
 
         if given:
-            at, along = [tensors[i] for i in wanted], tuple(given.values())
-            # A transform around the step costs time, and only derivatives of this gradient need one.
-            differentiated = torch.is_grad_enabled()
-            pulled = torch.func.vjp(outputs_of, *at)[1](along) if differentiated else _pulled(outputs_of, at, along)
+            with ctx.surroundings.restored():
+                pullback = torch.func.vjp(outputs_of, *(tensors[i] for i in wanted))[1]
+            with pulling_back():
+                pulled = pullback(tuple(cotangents[i] for i in given))
             for i, grad in zip(wanted, pulled, strict=True):
                 grads[i] = grad
         return *[None] * (3 + ctx.count), *grads
@@ -116,21 +115,6 @@ class _Recomputed(torch.autograd.Function):
             raise ClosureError(_CLOSURE)
         mapped = torch.vmap(fn, in_dims=dims, out_dims=out_dims, randomness=info.randomness)
         return _Recomputed.apply(mapped, surroundings, count, *args[3:]), out_dims
-
-
-def _pulled(
-    fn: Callable[..., tuple[Tensor, ...]], at: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
-    """The vector-Jacobian product of `fn`, as a constant."""
-    leaves = [tensor.detach().requires_grad_() for tensor in at]
-    with torch.enable_grad():
-        outputs = fn(*leaves)
-    tracked = [i for i, output in enumerate(outputs) if output.requires_grad]
-    if not tracked:
-        return [None] * len(leaves)
-    return torch.autograd.grad(
-        [outputs[i] for i in tracked], leaves, [cotangents[i] for i in tracked], allow_unused=True
-    )
 
 
 class _Flat:
