@@ -36,9 +36,8 @@ PATHS = {"plain": False, "recomputed": True}
 GOAL_MEMORY, GOAL_TIME = 1.3, 1.4
 """Upper bounds that the project set itself: peak at 50 steps over that at one, time over the plain path's."""
 
-
 WARM_UP, TIMED = 2, 2
-"""Meta-gradients of each process: the peak, of all four, hardly grows any more after the third."""
+"""Meta-gradients of each process. The peak is that of all: it may still grow after the second."""
 
 
 def measure(steps: int, recompute: bool) -> dict[str, Any]:
@@ -148,6 +147,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(**json.loads(options.measure))))
         return
+    if options.repeats < 1 or min(options.steps) < 1:
+        parser.error(f"--repeats {options.repeats} --steps {options.steps}: both must be at least 1")
     if options.quick:
         options.steps, options.repeats = [1, 5], 1
     points: dict[int, dict[str, Any]] = {}

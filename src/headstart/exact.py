@@ -348,7 +348,7 @@ def _refused(name: str) -> Callable:
 
 
 def _operator(function: Callable) -> Callable:
-    """What an exported module calls."""
+    """The operator behind a function, which an exported module calls in its place."""
     return getattr(torch.ops.aten, function.__name__)
 
 
@@ -360,7 +360,7 @@ AUTOCAST = (
 )
 """What autocast computes in half precision, but not under `vmap` on a CPU."""
 
-RELU = F.relu, torch.relu, torch.Tensor.relu  # of which what they are given is kept for a `max_pool2d` that comes next
+RELU = F.relu, torch.relu, torch.Tensor.relu  # computed as ever; their input is kept for a `max_pool2d` right after
 
 EXACT: dict[Callable, Callable] = {
     batch_moments: _batch_moments,
