@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from headstart import SGD, Momentum
 from headstart.models.policy import CategoricalPolicy, GaussianPolicy
 from headstart.rl.advantage import advantages
-from headstart.rl.envs import Navigation
+from headstart.rl.envs import FourStates, Navigation
 from headstart.rl.maml_rl import MAMLRL
 from headstart.rl.objectives import divergence, surrogate
 
@@ -243,6 +243,21 @@ def test_single_precision_and_the_papers_network(kind):
 def test_settings_out_of_range(settings, said):
     with pytest.raises(ValueError, match=said):
         learner_of(**settings)
+
+
+@pytest.mark.parametrize(
+    ("problem", "policy", "said"),
+    [
+        (FourStates, GaussianPolicy(9, 4), r"not those of FourStates, one of 4 choices: .*CategoricalPolicy\("),
+        (FourStates, CategoricalPolicy(9, 5), "not those of FourStates, one of 4 choices"),
+        (Navigation, CategoricalPolicy(2, 2), r"not those of Navigation, 2 numbers: .*GaussianPolicy\("),
+        (Navigation, GaussianPolicy(2, 1), "not those of Navigation, 2 numbers"),
+        (Navigation, GaussianPolicy(3, 2), "does not take the 2 numbers that Navigation lets it observe"),
+    ],
+)
+def test_a_policy_for_something_else_is_refused(problem, policy, said):
+    with pytest.raises(ValueError, match=said):
+        MAMLRL(policy, problem())
 
 
 def test_batch_norm_is_refused():

@@ -65,10 +65,10 @@ def test_half_precision_is_for_products_of_the_network_only(name):
     Engine(other).gradient(tasks)
     assert 1e-6 < error(gradient_of(learner), gradient_of(other)) < 0.1
     with torch.autocast("cpu", torch.bfloat16):
-        fast, state = learner.start(Task(*(Batch(x[0], y[0]) for x, y in tasks)))
-        stepped, _ = learner.rule().update(fast, {key: torch.ones_like(p) for key, p in fast.items()}, state)
-    assert {p.dtype for p in (*fast.values(), *stepped.values())} == {torch.float32}
-    exact, _ = learner.rule().update(fast, {key: torch.ones_like(p) for key, p in fast.items()}, state)
+        adapting, state = learner.start(Task(*(Batch(x[0], y[0]) for x, y in tasks)))
+        stepped, _ = learner.rule().update(adapting, {key: torch.ones_like(p) for key, p in adapting.items()}, state)
+    assert {p.dtype for p in (*adapting.values(), *stepped.values())} == {torch.float32}
+    exact, _ = learner.rule().update(adapting, {key: torch.ones_like(p) for key, p in adapting.items()}, state)
     assert_close(stepped, exact, rtol=1e-6, atol=1e-7)
 
 

@@ -33,20 +33,20 @@ class Parabola(nn.Module):
     def start(self, task):
         return {"w": self.start_at}, {"velocity": self.velocity.expand(2), "taken": torch.zeros((), dtype=torch.long)}
 
-    def step(self, fast, state, task):
-        gradient = self.curvature * (fast["w"] - task.support.inputs)
+    def step(self, adapting, state, task):
+        gradient = self.curvature * (adapting["w"] - task.support.inputs)
         velocity = 0.9 * state["velocity"] + gradient
-        return {"w": fast["w"] - self.rate * velocity}, {"velocity": velocity, "taken": state["taken"] + 1}
+        return {"w": adapting["w"] - self.rate * velocity}, {"velocity": velocity, "taken": state["taken"] + 1}
 
-    def query_loss(self, fast, task):
-        return self.scale * (fast["w"] - task.query.inputs).square().sum() / 2, {"end": fast["w"]}
+    def query_loss(self, adapting, task):
+        return self.scale * (adapting["w"] - task.query.inputs).square().sum() / 2, {"end": adapting["w"]}
 
     def outcomes(self, tasks):
         def outcome(task):
-            fast, state = self.start(task)
+            adapting, state = self.start(task)
             for _ in range(self.steps):
-                fast, state = self.step(fast, state, task)
-            return self.query_loss(fast, task)
+                adapting, state = self.step(adapting, state, task)
+            return self.query_loss(adapting, task)
 
         return torch.vmap(outcome)(tasks)
 
@@ -152,9 +152,9 @@ class TestSweep:
 
     def test_steps_may_write_to_what_they_compute(self):
         class Writing(Parabola):
-            def step(self, fast, state, task):
-                fast, state = super().step(fast, state, task)
-                return {"w": fast["w"].clone().mul_(1.0)}, state
+            def step(self, adapting, state, task):
+                adapting, state = super().step(adapting, state, task)
+                return {"w": adapting["w"].clone().mul_(1.0)}, state
 
         learner, tasks = Writing(4), tasks_of(4)
         sweep = swept(learner)

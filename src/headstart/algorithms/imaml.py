@@ -104,10 +104,10 @@ class IMAML(MAML):
         """The inner loss, with the pull to the start."""
         plain = super().support_loss(model, norm)
 
-        def proximal(fast: Params, batch: tuple[tuple[Params, Params], Batch]) -> Tensor:
+        def proximal(adapting: Params, batch: tuple[tuple[Params, Params], Batch]) -> Tensor:
             (held, start), support = batch
-            apart = add_scaled(fast, -1.0, start)
-            return plain(fast, (held, support)) + 0.5 * self.strength * dot(apart, apart)
+            apart = add_scaled(adapting, -1.0, start)
+            return plain(adapting, (held, support)) + 0.5 * self.strength * dot(apart, apart)
 
         return proximal
 

@@ -131,25 +131,27 @@ class MAML(nn.Module):
 
     def outcome(self, task: Task) -> tuple[Tensor, Seen]:
         """One task's query loss after adaptation, and its batch norms' statistics."""
-        fast, _ = self.start(task)
+        adapting, _ = self.start(task)
         support_loss, batches = self.support_loss(self.model), self.batches(task.support, self.steps)
         settings = {"first_order": self.first_order, "recompute": self.recomputes}
-        adapted = adapt(support_loss, fast, batches, self.rule(), **settings)  # lines 4-6
+        adapted = adapt(support_loss, adapting, batches, self.rule(), **settings)  # lines 4-6
         return self.query_loss(adapted, task)  # the summand of line 8
 
     def start(self, task: Task) -> tuple[Params, Any]:
         """What adapts, where it starts from in this task, and the inner optimiser's state."""
-        fast, _ = self._parts(self.initial(self.model, task.support, self.norm))
-        return fast, self.rule().init(fast)
+        adapting, _ = self._parts(self.initial(self.model, task.support, self.norm))
+        return adapting, self.rule().init(adapting)
 
-    def step(self, fast: Params, state: Any, task: Task) -> tuple[Params, Any]:
+    def step(self, adapting: Params, state: Any, task: Task) -> tuple[Params, Any]:
         """One inner step on one task: its `outcome` is `steps` of these from its `start`, then its `query_loss`."""
         (batch,) = self.batches(task.support, 1)
-        return inner_step(self.support_loss(self.model), fast, batch, self.rule(), state, first_order=self.first_order)
+        return inner_step(
+            self.support_loss(self.model), adapting, batch, self.rule(), state, first_order=self.first_order
+        )
 
-    def query_loss(self, fast: Params, task: Task, steps: int | None = None) -> tuple[Tensor, Seen]:
+    def query_loss(self, adapting: Params, task: Task, steps: int | None = None) -> tuple[Tensor, Seen]:
         """One task's query loss at its parameters after `steps` (None: all) steps, and its batch norms' statistics."""
-        adapted = self.theta(self.model, self.steps if steps is None else steps) | fast
+        adapted = self.theta(self.model, self.steps if steps is None else steps) | adapting
         outputs, seen = layers.predict(
             self.model, adapted, task.query.inputs, norm=self.norm, support=task.support.inputs
         )
@@ -203,10 +205,10 @@ class MAML(nn.Module):
         steps, norm = self._checked(steps, norm)
         adapted = copy.deepcopy(self.model).eval()
         with torch.no_grad():
-            fast, _ = self._parts(self.initial(adapted, support, norm))
+            adapting, _ = self._parts(self.initial(adapted, support, norm))
             batches = self.batches(support, steps, adapted)
-            fast = adapt(self.support_loss(adapted, norm), fast, batches, self.rule())
-            put(adapted, self.theta(adapted, steps) | fast)
+            adapting = adapt(self.support_loss(adapted, norm), adapting, batches, self.rule())
+            put(adapted, self.theta(adapted, steps) | adapting)
         layers.freeze_statistics(adapted, support.inputs, norm)
         return adapted
 
@@ -235,8 +237,8 @@ class MAML(nn.Module):
         support_loss, rule = self.support_loss(self.model, norm), self.rule()
 
         def outputs_per_step(task: Task) -> Any:
-            fast, _ = self._parts(self.initial(self.model, task.support, norm))
-            path = trajectory(support_loss, fast, self.batches(task.support, steps), rule)
+            adapting, _ = self._parts(self.initial(self.model, task.support, norm))
+            path = trajectory(support_loss, adapting, self.batches(task.support, steps), rule)
             adapted = [self.theta(self.model, taken) | params for taken, params in enumerate(path)]
             asked = {"norm": norm, "support": task.support.inputs, "one_at_a_time": one_at_a_time}
             return stack([layers.predict(self.model, params, task.query.inputs, **asked)[0] for params in adapted])
@@ -251,9 +253,9 @@ class MAML(nn.Module):
         It looks at no other tensor that is learned, as recomputing asks.
         """
 
-        def support_loss(fast: Params, batch: tuple[Params, Batch]) -> Tensor:
+        def support_loss(adapting: Params, batch: tuple[Params, Batch]) -> Tensor:
             held, support = batch
-            params = held | fast
+            params = held | adapting
             outputs, _ = layers.run(model, params, support.inputs, norm=norm or self.norm)
             return self.loss(outputs, support.targets, params)
 
@@ -261,8 +263,8 @@ class MAML(nn.Module):
 
     def _parts(self, theta: Params) -> tuple[Params, Params]:
         """What adapts, and what is held fixed."""
-        fast = {name: theta[name] for name in self.adapted_names}
-        return fast, {name: p for name, p in theta.items() if name not in fast}
+        adapting = {name: theta[name] for name in self.adapted_names}
+        return adapting, {name: p for name, p in theta.items() if name not in adapting}
 
     def _checked(self, steps: int | None, norm: Norm | None) -> tuple[int, Norm]:
         checked_steps = self.steps if steps is None else steps

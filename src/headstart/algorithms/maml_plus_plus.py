@@ -97,10 +97,10 @@ class MAMLPlusPlus(MAML):
         """One task's weighted query losses after every step; the batch norms' statistics are the last one's."""
         if not (self.annealing and self.training):
             return super().outcome(task)
-        fast, _ = self.start(task)
+        adapting, _ = self.start(task)
         support_loss, batches = self.support_loss(self.model), self.batches(task.support, self.steps)
         settings = {"first_order": self.first_order, "recompute": self.recomputes}
-        path = trajectory(support_loss, fast, batches, self.rule(), **settings)
+        path = trajectory(support_loss, adapting, batches, self.rule(), **settings)
         results = [self.query_loss(params, task, taken) for taken, params in enumerate(path) if taken]
         losses = torch.stack([loss for loss, _ in results])
         return (self.weights().to(losses) * losses).sum(), results[-1][1]

@@ -52,11 +52,11 @@ class Reptile(MAML):
     def outcome(self, task: Task) -> tuple[Tensor, Seen]:
         """One task's loss after adaptation, its gradient replaced by the initial minus the adapted parameters."""
         examples = pytree.tree_map(lambda *leaves: torch.cat(leaves), task.support, task.query)
-        fast, _ = self.start(task)
+        adapting, _ = self.start(task)
         with torch.no_grad():
             batches = self.batches(examples, self.steps)
-            adapted = adapt(self.support_loss(self.model), fast, batches, self.rule(), first_order=True)
+            adapted = adapt(self.support_loss(self.model), adapting, batches, self.rule(), first_order=True)
             value, seen = self.query_loss(adapted, Task(examples, examples))
-            backwards = {name: fast[name] - adapted[name] for name in fast}
-        towards = dot(fast, backwards)  # its gradient is `backwards`
+            backwards = {name: adapting[name] - adapted[name] for name in adapting}
+        towards = dot(adapting, backwards)  # its gradient is `backwards`
         return value + towards - towards.detach(), seen

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -19,7 +19,7 @@ from headstart.rl.maml_rl import MAMLRL
 from headstart.rl.meta_updates import PPO, MetaUpdate, PolicyGradient
 from headstart.rl.objectives import Objective
 from headstart.rl.problem import Problem
-from headstart.rl.rollout import Budget
+from headstart.rl.rollout import Budget, Rollouts
 from headstart.rl.trpo import TRPO, Hessian
 from headstart.training.evaluate import TEST, VALIDATION, fixed_tasks, summary
 from headstart.training.run import Run
@@ -76,7 +76,7 @@ class ControlRecipe(Recipe[MAMLRL]):
     rollouts: int
     """Episodes per task and inner step, in training: the paper's K."""
     budget: Budget = "steps"
-    """What sampling counts: episodes, or steps: episodes complete within rollouts x horizon steps, as released."""
+    """What sampling counts: episodes, or steps, as released: episodes until there are rollouts x horizon time steps."""
     horizon: int = 200
     """Time steps of an episode, unless it ends before."""
     oracle: bool = False
@@ -90,7 +90,7 @@ class ControlRecipe(Recipe[MAMLRL]):
     velocity: Literal["subtree", "position-difference"] = "subtree"
     """Velocity that rewards look at: of the whole body's centre of mass, as in the paper, or of the torso."""
     meta_update: MetaUpdateName = "trpo"
-    """How the meta-parameters are updated: trpo as in the paper, policy-gradient (by Adam), or ppo (ProMP's)."""
+    """How the meta-parameters are updated: trpo as in the paper, policy-gradient or ppo, by Adam."""
     max_kl: float = 0.01
     """TRPO: bound on the mean KL divergence of the adapted policies, before and after the meta-update."""
     cg_iterations: int = 10
@@ -131,11 +131,9 @@ class ControlRecipe(Recipe[MAMLRL]):
     """Step size of the first inner step, in validation and evaluation."""
     eval_lr_later: float = 0.05
     """Step size of the inner steps after the first, in validation and evaluation."""
-    tune_eval_lr: tuple[float, ...] = ()
-    """First step sizes of which evaluation takes the one best on validation tasks; none: `eval_lr` as it is."""
     eval_steps: int = 3
     """Inner steps in evaluation."""
-    val_tasks: int = 20
+    val_tasks: int = 40
     """Validation tasks, the same each time."""
     validate_every: int = 10
     """Iterations between validations."""
@@ -169,8 +167,6 @@ class ControlRecipe(Recipe[MAMLRL]):
             raise ValueError(f"timestep must lie between 0 and 1 seconds, got {self.timestep}.")
         if 0 in (self.max_kl, self.fisher_fraction):
             raise ValueError(f"max_kl and fisher_fraction must not be 0, got {self.max_kl}, {self.fisher_fraction}.")
-        if self.tune_eval_lr and not min(self.eval_lr, *self.tune_eval_lr) > 0:
-            raise ValueError(f"With tune_eval_lr all step sizes are positive, got {self.eval_lr}, {self.tune_eval_lr}.")
         if self.context and self.steps == 0:
             raise ValueError("A context is for what adapts in training: give steps of at least 1, or no context.")
 
@@ -257,39 +253,44 @@ class ControlRecipe(Recipe[MAMLRL]):
         steps = self.eval_steps if asked.steps is None else asked.steps
         rollouts = self.eval_rollouts if asked.rollouts is None else asked.rollouts
         budget = self.budget if asked.budget is None else asked.budget
-        tuned = self.tuned(learner, budget) if steps else self
         tasks = _listed(learner.problem, asked.num_tasks, asked.seed, TEST)
-        table = tuned.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
+        table = self.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
         return {
             "num_tasks": len(tasks),
             "rollouts": rollouts,
             "budget": budget,
             "seed": asked.seed,
             "tasks_digest": hashlib.sha256(tasks.contiguous().numpy().tobytes()).hexdigest()[:16],
-            "inner_lr": tuned.eval_lr,
-            "inner_lr_later": tuned.eval_lr_later,
+            "inner_lr": self.eval_lr,
+            "inner_lr_later": self.eval_lr_later,
             **({} if self.iterations else {"initialisations": len(tasks)}),
             "per_step": [summary(step, column)._asdict() for step, column in enumerate(table.T)],
         }
 
-    def tuned(self, learner: MAMLRL, budget: Budget) -> Self:
-        """With the first step size that is best on validation tasks after one step, where the recipe has a choice."""
-        if not self.tune_eval_lr:
-            return self
-        tasks = _listed(learner.problem, self.val_tasks, VALIDATION_SEED, VALIDATION)
-        share = self.eval_lr_later / self.eval_lr
+    def trajectory(
+        self,
+        learner: MAMLRL,
+        tasks: Tensor,
+        steps: int,
+        rollouts: int,
+        rng: torch.Generator,
+        budget: Budget | None = None,
+    ) -> Iterator[tuple[Params, Rollouts]]:
+        """The learner's own, with evaluation's step sizes and its way to count episodes.
 
-        def score(recipe: Self) -> float:
-            rng = generator(VALIDATION_SEED, "validation rollouts")
-            mean = summary(1, recipe.returns(learner, tasks, 1, self.eval_rollouts, rng, budget)[:, 1]).mean
-            return -math.inf if mean is None else mean
-
-        choices = [replace(self, eval_lr=rate, eval_lr_later=rate * share) for rate in self.tune_eval_lr]
-        return max(choices, key=score)
-
-    def eval_inners(self, steps: int) -> list[SGD]:
-        """The inner optimiser of each step of evaluation."""
-        return [SGD(self.eval_lr if step == 0 else self.eval_lr_later) for step in range(steps)]
+        An untrained policy is drawn anew for each task: one alone may happen to run. Differs: most released test
+        scripts have the same one for all tasks.
+        """
+        return learner.trajectory(
+            tasks,
+            steps,
+            rollouts=rollouts,
+            generator=rng,
+            inners=[SGD(self.eval_lr if step == 0 else self.eval_lr_later) for step in range(steps)],
+            budget=budget,
+            streams=rollouts,  # as the released test scripts, which step so many environments of a task at once
+            starts=None if self.iterations else self._drawn(learner.problem, len(tasks)),
+        )
 
     def returns(
         self,
@@ -300,21 +301,8 @@ class ControlRecipe(Recipe[MAMLRL]):
         rng: torch.Generator,
         budget: Budget | None = None,
     ) -> Tensor:
-        """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64.
-
-        An untrained policy is drawn anew for each task: one alone may happen to run. Differs: most released test
-        scripts have the same one for all tasks.
-        """
-        path = learner.trajectory(
-            tasks,
-            steps,
-            rollouts=rollouts,
-            generator=rng,
-            inners=self.eval_inners(steps),
-            budget=budget,
-            streams=rollouts,  # as the released test scripts, which step so many environments of a task at once
-            starts=None if self.iterations else self._drawn(learner.problem, len(tasks)),
-        )
+        """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64."""
+        path = self.trajectory(learner, tasks, steps, rollouts, rng, budget)
         return torch.stack([seen.mean_returns().double() for _, seen in path], 1)
 
     def _drawn(self, problem: Problem, count: int) -> Params:
@@ -334,12 +322,12 @@ class ControlRecipe(Recipe[MAMLRL]):
         return f"{checkpoint}-{num_tasks}tasks-{rollouts}rollouts-by-{budget}-{steps}steps-seed{seed}.json"
 
     def measured_alike(self, evaluation: Mapping[str, Any]) -> bool:
-        """Same rollouts, counted alike, and step sizes, where they are not chosen."""
-        names = ("rollouts", "budget") if self.tune_eval_lr else ("rollouts", "budget", "inner_lr", "inner_lr_later")
-        alike = (self.eval_rollouts, self.budget, self.eval_lr, self.eval_lr_later)
+        """Same rollouts, counted alike, and step sizes."""
+        alike = {"rollouts": self.eval_rollouts, "budget": self.budget}
+        alike |= {"inner_lr": self.eval_lr, "inner_lr_later": self.eval_lr_later}
         if not self.iterations and "initialisations" not in evaluation:  # of one untrained policy
             return False
-        return all(evaluation[name] == value for name, value in zip(names, alike, strict=False))
+        return all(evaluation[name] == value for name, value in alike.items())
 
     def trained_alike(self, other: Recipe[Any]) -> bool:
         """Same environments, the same of them adapting or not, trained or untrained: by whatever meta-update."""

@@ -1,7 +1,6 @@
 """Episodes to show: a run's policy, adapted to a few held-out tasks as in its evaluation."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -57,13 +56,7 @@ def adapted(record: RunRecord, draw: Callable[[Problem], Tensor], steps: int) ->
     recipe, learner, iteration = trained(record.run, record.checkpoint)
     assert isinstance(recipe, ControlRecipe)
     tasks, rng = draw(learner.problem), generator(SEED, "episodes of the report")
-    result = record.main_result()
-    if result is None:
-        measured = recipe.tuned(learner, recipe.budget)
-    else:  # the step sizes that it was measured with, perhaps chosen
-        measured = replace(recipe, eval_lr=result.inner_lr, eval_lr_later=result.conditions["inner_lr_later"])
-    inners = measured.eval_inners(steps)
-    path = learner.trajectory(tasks, steps, rollouts=recipe.eval_rollouts, generator=rng, inners=inners)
+    path = recipe.trajectory(learner, tasks, steps, recipe.eval_rollouts, rng)
     moments = tuple(Moment(step, params, seen) for step, (params, seen) in enumerate(path))
     return Adapted(recipe, learner, iteration, tasks, moments)
 

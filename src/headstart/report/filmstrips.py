@@ -101,7 +101,7 @@ def strips(found: Adapted) -> list[Strip]:
 
 def _frame(painter: Painter, problem: Locomotion, task: Tensor, episode: Tensor, time: int) -> Frame:
     centre = problem.robot.observation_size - 3  # its place is the last that robots observe of themselves
-    seconds = time * problem.frame_skip * problem.timestep
+    seconds = time * problem.step_s
     return Frame(painter.draw(task, episode[time])[_MIDDLE], seconds, float(episode[time, centre]))
 
 

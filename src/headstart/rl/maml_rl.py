@@ -28,6 +28,7 @@ from headstart.adapt import adapt, inner_step
 from headstart.algorithms.names import matching
 from headstart.inner import SGD, InnerOptimizer
 from headstart.layers import has_batch_norm
+from headstart.models.policy import Categorical, CategoricalPolicy, GaussianPolicy
 from headstart.rl.advantage import advantages
 from headstart.rl.objectives import Experience, Objective, packed, policy_gradient
 from headstart.rl.problem import Environments, Problem
@@ -47,8 +48,8 @@ class MAMLRL(nn.Module):
         steps: Inner steps in training, each on fresh rollouts. With 0 one policy is trained on all tasks jointly
             (the paper's pretrained baseline, and its oracle): baseline and standardisation are over all of them.
         rollouts: Episodes per task and step: the K of the paper.
-        budget: `"episodes"`: so many, however short they are; or `"steps"`, as in the released code: as many as
-            are complete within `rollouts * horizon` time steps. The same unless episodes end by themselves.
+        budget: `"episodes"`: so many, however short they are; or `"steps"`, as in the released code: episodes
+            until those complete have `rollouts * horizon` time steps. The same unless episodes end by themselves.
         discount: Gamma.
         gae_lambda: Lambda of generalised advantage estimation.
         objective: The inner loss; see `headstart.rl.objectives.Objective`.
@@ -56,7 +57,8 @@ class MAMLRL(nn.Module):
         chunk_size: Tasks per `vmap` where gradients are taken; None for all. Changes speed and memory only.
 
     Raises:
-        ValueError: A setting is out of range, a pattern matches no parameter, or the policy has batch norm.
+        ValueError: A setting is out of range, a pattern matches no parameter, or the policy has batch norm or is not
+            one for these observations and actions.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class MAMLRL(nn.Module):
             raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {budget!r}.")
         if has_batch_norm(policy):
             raise ValueError("A policy must not have batch norm: it acts on one state at a time. Use layer norm.")
+        _check_fits(policy, problem)
         self.policy, self.problem = policy, problem
         self.inner = inner if inner is not None else SGD(lr=0.1)
         self.steps, self.rollouts, self.chunk_size = steps, rollouts, chunk_size
@@ -139,14 +142,14 @@ class MAMLRL(nn.Module):
             raise ValueError(f"inners must name an inner optimiser for each of {steps} steps, got {len(inners)}.")
         theta = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
         params = {name: p.expand(len(tasks), *p.shape) for name, p in theta.items()} if starts is None else starts
-        fast = {name: params[name].clone() for name in self.adapted_names}
-        state = torch.vmap(self.inner.init)(fast)
+        adapting = {name: params[name].clone() for name in self.adapted_names}
+        state = torch.vmap(self.inner.init)(adapting)
         for step in range(steps + 1):
             seen = self.collect(params, tasks, generator, rollouts, budget=budget, streams=streams)
             yield params, seen
             if step < steps:
-                fast, state = self._stepped(params, fast, packed(self.experience(seen)), inners[step], state)
-                params = {**params, **fast}
+                adapting, state = self._stepped(params, adapting, packed(self.experience(seen)), inners[step], state)
+                params = {**params, **adapting}
 
     def adapt(
         self, task: Tensor, steps: int | None = None, *, generator: torch.Generator, rollouts: int | None = None
@@ -169,12 +172,12 @@ class MAMLRL(nn.Module):
     def adapted(self, support: Sequence[Experience], theta: Params | None = None) -> Params:
         """Theta' of one task: one inner step on each of `support`, from the policy's parameters or `theta`."""
         theta = dict(self.policy.named_parameters()) if theta is None else theta
-        fast = {name: theta[name] for name in self.adapted_names}
+        adapting = {name: theta[name] for name in self.adapted_names}
 
-        def loss(fast: Params, episodes: Experience) -> Tensor:
-            return self.inner_loss({**theta, **fast}, episodes)
+        def loss(adapting: Params, episodes: Experience) -> Tensor:
+            return self.inner_loss({**theta, **adapting}, episodes)
 
-        return {**theta, **adapt(loss, fast, support, self.inner)}
+        return {**theta, **adapt(loss, adapting, support, self.inner)}
 
     def experience(self, rollouts: Rollouts) -> Experience:
         """Episodes with their advantages, standardised per task."""
@@ -210,11 +213,31 @@ class MAMLRL(nn.Module):
         """`fn` of every task's `Task(support, query)`: what each inner step learns from, and what is judged by."""
         return over_tasks(fn, Task(tuple(episodes[:-1]), episodes[-1]), "vmap", self.chunk_size)[0]
 
-    def _stepped(self, params: Params, fast: Params, episodes: Experience, inner: InnerOptimizer, state: Any):
-        def step(params: Params, fast: Params, episodes: Experience, state: Any) -> tuple[Params, Any]:
-            def loss(fast: Params, episodes: Experience) -> Tensor:
-                return self.inner_loss({**params, **fast}, episodes)
+    def _stepped(self, params: Params, adapting: Params, episodes: Experience, inner: InnerOptimizer, state: Any):
+        def step(params: Params, adapting: Params, episodes: Experience, state: Any) -> tuple[Params, Any]:
+            def loss(adapting: Params, episodes: Experience) -> Tensor:
+                return self.inner_loss({**params, **adapting}, episodes)
 
-            return inner_step(loss, fast, episodes, inner, state)
+            return inner_step(loss, adapting, episodes, inner, state)
 
-        return torch.vmap(step)(params, fast, episodes, state)
+        return torch.vmap(step)(params, adapting, episodes, state)
+
+
+@torch.no_grad()
+def _check_fits(policy: nn.Module, problem: Problem) -> None:
+    name, size = type(problem).__name__, problem.observation_size
+    dtype = next((p.dtype for p in policy.parameters()), torch.float32)
+    try:
+        distribution = policy(torch.zeros(1, size, dtype=dtype))
+    except RuntimeError as error:
+        raise ValueError(f"The policy does not take the {size} numbers that {name} lets it observe: {error}") from error
+    discrete = problem.actions == "discrete"
+    chosen = tuple(distribution.sample(torch.Generator()).shape[1:])
+    choices = distribution.logits.shape[-1] if isinstance(distribution, Categorical) else problem.action_size
+    if chosen != (() if discrete else (problem.action_size,)) or choices != problem.action_size:
+        wanted = f"one of {problem.action_size} choices" if discrete else f"{problem.action_size} numbers"
+        fitting = CategoricalPolicy if discrete else GaussianPolicy
+        raise ValueError(
+            f"The policy's actions are not those of {name}, {wanted}: give a policy such as "
+            f"headstart.models.{fitting.__name__}(problem.observation_size, problem.action_size)."
+        )

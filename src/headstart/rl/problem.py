@@ -66,6 +66,8 @@ class Problem(TaskSource):
     actions: Literal["continuous", "discrete"] = "continuous"
     horizon: int
     """Time steps after which an episode is cut off."""
+    step_s: float = 0.02
+    """Seconds that a time step takes where it is played to be watched."""
 
     @abstractmethod
     def sample(self, size: int, generator: torch.Generator) -> Tensor:

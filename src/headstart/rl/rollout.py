@@ -48,7 +48,10 @@ class Rollouts(NamedTuple):
     valid: Tensor
     """Bool: the episode still went on when this step was taken."""
     terminated: Tensor
-    """`[tasks, rollouts]`, bool: ended by itself; otherwise it was cut off at the horizon."""
+    """`[tasks, rollouts]`, bool: ended by itself; otherwise it was cut off at the horizon.
+
+    As in the released code, advantages take either as the end of all rewards.
+    """
     behaviour: Distribution
     """The distribution that each action was drawn from."""
 
@@ -156,7 +159,8 @@ def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: 
 
     It restarts what has finished, in one stream of episodes per task in training, and in as many as there are
     rollouts in evaluation. An episode cut off there is left out. So where good episodes are short ones, a mean over
-    them is above that of a fixed number of episodes.
+    them is above that of a fixed number of episodes. Differs: it stops all tasks at one time, when the episodes
+    complete have `steps` per task on average, so that a task has up to an episode less.
 
     Args:
         sample: From which environments to start, bool `[tasks, rollouts]`, to their episodes. With one stream it is

@@ -68,11 +68,11 @@ class StepwiseLearner(Protocol):
         """What adapts, where it starts from in one task, and the inner optimiser's state."""
         ...
 
-    def step(self, fast: Params, state: Any, task: Task) -> tuple[Params, Any]:
+    def step(self, adapting: Params, state: Any, task: Task) -> tuple[Params, Any]:
         """One inner step on one task."""
         ...
 
-    def query_loss(self, fast: Params, task: Task) -> tuple[Tensor, Any]:
+    def query_loss(self, adapting: Params, task: Task) -> tuple[Tensor, Any]:
         """One task's loss after adaptation, and statistics."""
         ...
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def environment() -> dict[str, Any]:
     """Versions and machine, to be kept with numbers measured there."""
     cuda = torch.cuda.is_available()
     return {
+        "headstart": version("headstart"),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",

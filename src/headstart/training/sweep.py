@@ -88,13 +88,13 @@ class Sweep:
     ) -> tuple[Tensor, Any, Params, list[Tensor]]:
         """The last step and the query losses, with the gradient of their sum in meta-parameters and carry."""
         leaves, (carry, inputs) = _leaves(meta), _differentiable(carry)
-        fast, _ = self._step(carry, leaves, buffers, tasks)
+        adapting, _ = self._step(carry, leaves, buffers, tasks)
 
-        def query_loss(fast: Params, task: Task) -> tuple[Tensor, Any]:
-            return call(self.learner, "query_loss", leaves | buffers, fast, task)
+        def query_loss(adapting: Params, task: Task) -> tuple[Tensor, Any]:
+            return call(self.learner, "query_loss", leaves | buffers, adapting, task)
 
         with self.context(), differentiated_once():
-            losses, seen = torch.vmap(query_loss, randomness="different")(fast, tasks)
+            losses, seen = torch.vmap(query_loss, randomness="different")(adapting, tasks)
         grads = gradients([losses.sum()], None, leaves | inputs)
         seen = pytree.tree_map(torch.Tensor.detach, seen)
         return losses.detach(), seen, _only(grads, leaves), _cotangents(grads, carry)

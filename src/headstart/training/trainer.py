@@ -100,7 +100,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise TrainingStoppedError(
                     f"Stopped at iteration {self.iteration + 1}: {error}. An earlier checkpoint, if there is one, "
-                    "is kept. A smaller inner or meta step size, or clipping, may help."
+                    "is kept. A smaller inner_lr or meta_lr may help; so may clip_norm, or in control a smaller max_kl."
                 ) from error
             self.iteration += 1
             self.seconds += time.perf_counter() - began

@@ -44,6 +44,10 @@ class Simulation:
         self.data.ctrl[:] = controls
         for _ in range(self.frame_skip):
             mujoco.mj_step(self.model, self.data)
+        self.stay()
+
+    def stay(self):
+        """Computes everything at the state that was set."""
         mujoco.mj_forward(self.model, self.data)
         mujoco.mj_rnePostConstraint(self.model, self.data)
 

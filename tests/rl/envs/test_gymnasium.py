@@ -17,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 
 from headstart.rl import envs
 from headstart.rl.envs.gymnasium import REGISTERED, GymnasiumProblem, SingleEnvironment
+from headstart.rl.envs.studio import RenderingError
 
 
 def alive(*shape):
@@ -24,13 +25,30 @@ def alive(*shape):
 
 
 @pytest.mark.parametrize("name", REGISTERED)
-def test_gymnasiums_own_checker_has_nothing_to_say(name):
-    made = gymnasium.make(f"headstart/{name}-v0")
+@pytest.mark.parametrize("drawn", [False, True], ids=["not drawn", "drawn"])
+def test_gymnasiums_own_checker_has_nothing_to_say(name, drawn):
+    made = gymnasium.make(f"headstart/{name}-v0", render_mode="rgb_array" if drawn else None)
     assert made.spec.max_episode_steps == made.unwrapped.problem.horizon
+    made.reset(seed=0)
+    if drawn:
+        try:
+            picture = made.render()
+        except RenderingError as error:
+            pytest.skip(f"nothing to draw with here: {error}")
+        assert picture.dtype == np.uint8
+        assert picture.std() > 10  # something is to be seen
     with warnings.catch_warnings():
+        warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*A Box observation space m..imum value is -?infinity")
-        check_env(made.unwrapped, skip_render_check=True)
+        check_env(made.unwrapped, skip_render_check=not drawn)
     made.close()
+
+
+def test_pictures_come_as_fast_as_the_robot_moves():
+    names = {"HalfCheetahVelocity": 100, "AntDirection": 50, "Navigation2D": 50}
+    made = {name: gymnasium.make(f"headstart/{name}-v0") for name in names}
+    assert {name: env.metadata["render_fps"] for name, env in made.items()} == names
+    assert gymnasium.make("headstart/HalfCheetahVelocity-v0", frame_skip=5).metadata["render_fps"] == 20
 
 
 @pytest.mark.parametrize("name", REGISTERED)

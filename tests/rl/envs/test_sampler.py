@@ -23,6 +23,7 @@ if any(importlib.util.find_spec(name) is None for name in ("mujoco", "gymnasium"
     pytest.skip("MuJoCo and Gymnasium are not here: pip install 'headstart[rl]'", allow_module_level=True)
 
 import gymnasium
+from gymnasium.utils import seeding
 from rl.envs import by_hand
 
 TASKS, ROLLOUTS, HORIZON = 3, 4, 80
@@ -109,6 +110,43 @@ def test_every_episode_is_that_of_one_robot_given_the_same_actions(problem, task
     else:  # so that others went on when one was no longer stepped
         assert seen.terminated.any()
         assert not seen.terminated.all()
+
+
+@pytest.mark.parametrize("problem", [HalfCheetahVelocity, AntDirection, Navigation])
+def test_the_same_seed_is_the_same_trajectory_as_in_gymnasium(problem):
+    family, task = problem(horizon=40), torch.tensor([0.3, -0.4]) if problem is Navigation else torch.ones(1)
+    policy = GaussianPolicy(family.observation_size, family.action_size, hidden=(8,), initial_std=0.3)
+    given = int(seeding.np_random(11)[0].integers(2**63))  # what `reset(seed=11)` seeds the environment's own with
+    params, generator = dict(policy.named_parameters()), torch.Generator().manual_seed(given)
+    seen = collect(policy, params, family.environments(1, 1), task[None], 40, generator, per_task=False)
+    name = "Navigation2D" if problem is Navigation else problem.__name__
+    made = gymnasium.make(f"headstart.rl.envs.gymnasium:headstart/{name}-v0", task=task.tolist())
+    observation, _ = made.reset(seed=11)
+    length = int(seen.valid.sum())
+    for time in range(length):
+        assert np.array_equal(observation, seen.observations[0, 0, time].numpy())
+        observation, reward, terminated, _, _ = made.step(seen.actions[0, 0, time].numpy())
+        assert reward == seen.rewards[0, 0, time].item()
+        assert terminated == (time == length - 1 and bool(seen.terminated))
+    made.close()
+
+
+@pytest.mark.parametrize("problem", [HalfCheetahVelocity, AntDirection, Navigation])
+def test_the_number_of_threads_changes_no_episode(problem):
+    family = problem(horizon=60)
+    tasks = family.sample(20, torch.Generator().manual_seed(3)).sign()
+    policies = [GaussianPolicy(family.observation_size, family.action_size) for _ in tasks]
+    params = torch.func.stack_module_state(policies)[0]
+    usual, episodes = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            rng = torch.Generator().manual_seed(7)
+            episodes.append(collect(policies[0], params, family.environments(20, 20), tasks, 60, rng))
+    finally:
+        torch.set_num_threads(usual)
+    one, two = (torch.utils._pytree.tree_leaves(seen) for seen in episodes)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("problem", [HalfCheetahDirection, AntDirection])

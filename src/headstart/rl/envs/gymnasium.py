@@ -48,7 +48,7 @@ class SingleEnvironment(gymnasium.Env):
         ValueError: What is given is none of these, or no task of the problem.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium has it
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class SingleEnvironment(gymnasium.Env):
             self.horizon = problem.horizon
         assert isinstance(problem, Problem)
         self.problem, self.render_mode = problem, render_mode
+        self.metadata = self.metadata | {"render_fps": round(1 / problem.step_s)}
         self.given = None if task is None else _row(task)
         self.environments = problem.environments(1, 1)
         self.generator, self.time = torch.Generator(), 0
@@ -173,7 +174,10 @@ class GymnasiumProblem(Problem):
         elif isinstance(self.action_space, gymnasium.spaces.Box):
             self.action_size = gymnasium.spaces.flatdim(self.action_space)
         else:
-            raise ValueError(f"Actions in {self.action_space}: only Box and Discrete are known here")
+            raise ValueError(
+                f"Actions in {self.action_space}: only Box and Discrete are known here. Have make(task) wrap the "
+                "environment in one that takes these, such as gymnasium.wrappers.TransformAction"
+            )
 
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
         """Tasks, `[size, task]`, as `draw` gives them."""

@@ -64,6 +64,7 @@ class Locomotion(Problem):
             raise ValueError(f"velocity={velocity!r}: give one of {', '.join(map(repr, VELOCITIES))}")
         self.oracle, self.frame_skip, self.velocity = oracle, frame_skip, velocity
         self.timestep = timestep or self.robot.timestep
+        self.step_s = frame_skip * self.timestep
         self.horizon, self.threads = horizon, threads
         self.observation_size = self.robot.observation_size + oracle
         self.action_size = self.robot.action_size
@@ -148,7 +149,8 @@ class Robots(Environments):
         if self.problem.velocity == "subtree":
             velocity = self.physics.velocity[:, 0]
         else:
-            velocity = (self.physics.qpos[:, 0] - before) / (self.problem.frame_skip * self.problem.timestep)
+            velocity = (self.physics.qpos[:, 0] - before) / self.problem.step_s
+        velocity = np.where(self.physics.failed, 0.0, velocity)  # to be put back at the start is not to move
         progress = self.problem.goal.reward(velocity, self.tasks[:, 0])
         return progress + self.problem.robot.bonus(self.physics, actions)
 
