@@ -91,14 +91,16 @@ def test_settings_are_those_of_the_policies_evaluated():
         "ant-direction": (0.2, 1.0),
     }
     for problem, rates in firsts.items():
-        assert tuple(recipe_of(f"{problem}-{method}").eval_lr for method in ("pretrained", "random")) == rates
+        baselines = [recipe_of(f"{problem}-{method}") for method in ("pretrained", "random")]
+        assert tuple(r.eval_lr for r in baselines) == rates
+        share = 0.01 if problem == "ant-direction" else 0.5
+        assert [r.eval_lr_later for r in baselines] == [share * rate for rate in rates]
     for problem in PROBLEMS:
         joint, oracle = recipe_of(f"{problem}-pretrained"), recipe_of(f"{problem}-oracle")
         assert (joint.steps, joint.select_step, joint.oracle, joint.max_kl) == (0, 0, False, 0.01)
         assert (oracle.steps, oracle.eval_steps, oracle.oracle, oracle.max_kl) == (0, 0, True, 0.01)
         if problem != "navigation-2d":
             assert (joint.meta_batch, joint.rollouts) == (oracle.meta_batch, oracle.rollouts) == (100, 1)
-        assert joint.eval_lr_later / joint.eval_lr == pytest.approx(told[problem][6] / told[problem][5])
     common = {(r.horizon, r.discount, r.gae_lambda, r.hidden, r.activation) for e in EXPERIMENTS if (r := recipe_of(e))}
     untrained = (100, 0.99, 1.0, (100, 100), "tanh")  # navigation's, by its test script
     assert common == {(100, 0.99, 1.0, (100, 100), "relu"), (200, 0.99, 1.0, (100, 100), "relu"), untrained}

@@ -234,4 +234,4 @@ def _jointly(maml: ControlRecipe, joint: _Joint) -> ControlRecipe:
 
 def _stepping(maml: ControlRecipe, first: float) -> ControlRecipe:
     """With that first step in evaluation, later ones smaller in the same proportion."""
-    return replace(maml, eval_lr=first, eval_lr_later=first * maml.eval_lr_later / maml.eval_lr)
+    return replace(maml, eval_lr=first, eval_lr_later=first / (maml.eval_lr / maml.eval_lr_later))
