@@ -155,6 +155,19 @@ def test_an_evaluation_that_cannot_be_kept_is_still_printed(tmp_path, capsys):
     assert "Cannot write" in captured.err
 
 
+def test_an_evaluation_that_nobody_reads_to_the_end_is_still_kept(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert main(["train", "sinusoid-5shot", "--smoke", "--out", str(run)]) == 0
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert main(["evaluate", str(run), "--num-tasks", "3", "--json"]) == 1
+    assert [json.loads(path.read_text())["num_tasks"] for path in (run / "evaluations").glob("*.json")] == [3]
+
+
 def test_norms_differ_and_are_named(glyph_run, capsys):
     means = {}
     for norm in ("batch", "support", "running"):

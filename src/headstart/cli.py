@@ -203,9 +203,11 @@ class Evaluate:
         if self.beside is not None:
             measured.append(self._measured({**asked, "norm": self.beside}))
             shown["beside"] = {"norm": measured[1]["norm"], "per_step": measured[1]["per_step"]}
-        print(json.dumps(shown, allow_nan=False) if self.json else terminal.evaluation_text(shown))
-        for result in measured:  # after printing: a full disk must not cost the numbers
-            work.keep_evaluation(Run(self.run_folder), result)
+        try:  # neither a full disk nor a reader that has gone must cost the numbers
+            print(json.dumps(shown, allow_nan=False) if self.json else terminal.evaluation_text(shown), flush=True)
+        finally:
+            for result in measured:
+                work.keep_evaluation(Run(self.run_folder), result)
         return 0
 
     def _asked(self) -> dict[str, Any]:
