@@ -106,7 +106,8 @@ def test_settings_are_those_of_the_policies_evaluated():
     assert common == {(100, 0.99, 1.0, (100, 100), "relu"), (200, 0.99, 1.0, (100, 100), "relu"), untrained}
     assert recipe_of("navigation-2d-random").activation == "tanh"
     others = {r.meta_update for e in EXPERIMENTS if e != "navigation-2d-pretrained" and (r := recipe_of(e))}
-    assert (others, recipe_of("navigation-2d-pretrained").meta_update) == ({"trpo"}, "policy-gradient")
+    first_order = recipe_of("navigation-2d-pretrained")
+    assert (others, first_order.meta_update, first_order.meta_lr) == ({"trpo"}, "policy-gradient", 0.01)
 
 
 def everything(run: Run):

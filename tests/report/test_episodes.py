@@ -82,6 +82,13 @@ def test_the_steps_are_those_of_the_evaluation(walks):
             torch.testing.assert_close(after[name][0], p - size * grads[name])
 
 
+def test_an_untrained_policy_is_another_for_each_task_as_in_the_evaluation(walks):
+    _, _, record = records(*walks)
+    found = episodes.adapted(record, lambda problem: torch.tensor([[0.3, 0.3], [0.3, 0.3]]), 1)
+    first, second = found.moments[0].params["body.0.weight"]
+    assert not torch.equal(first, second)
+
+
 def test_navigation_shows_maml_above_pretrained(walks):
     maml, pretrained, _ = records(*walks)
     (picture,) = navigation_paths.pictures([pretrained, maml])

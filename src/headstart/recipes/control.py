@@ -276,7 +276,7 @@ class ControlRecipe(Recipe[MAMLRL]):
         rng: torch.Generator,
         budget: Budget | None = None,
     ) -> Iterator[tuple[Params, Rollouts]]:
-        """The learner's own, with evaluation's step sizes and its way to count episodes.
+        """The learner's `trajectory`, with evaluation's step sizes and its way to count episodes.
 
         An untrained policy is drawn anew for each task: one alone may happen to run. Differs: most released test
         scripts have the same one for all tasks.
@@ -323,8 +323,12 @@ class ControlRecipe(Recipe[MAMLRL]):
 
     def measured_alike(self, evaluation: Mapping[str, Any]) -> bool:
         """Same rollouts, counted alike, and step sizes."""
-        alike = {"rollouts": self.eval_rollouts, "budget": self.budget}
-        alike |= {"inner_lr": self.eval_lr, "inner_lr_later": self.eval_lr_later}
+        alike = {
+            "rollouts": self.eval_rollouts,
+            "budget": self.budget,
+            "inner_lr": self.eval_lr,
+            "inner_lr_later": self.eval_lr_later,
+        }
         if not self.iterations and "initialisations" not in evaluation:  # of one untrained policy
             return False
         return all(evaluation[name] == value for name, value in alike.items())

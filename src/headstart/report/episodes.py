@@ -42,7 +42,7 @@ class Adapted(NamedTuple):
 
 
 def adapted(record: RunRecord, draw: Callable[[Problem], Tensor], steps: int) -> Adapted:
-    """The policy of the run's checkpoint, adapted with the step sizes of its evaluation.
+    """The policy of the run's checkpoint, adapted as in its evaluation.
 
     Args:
         record: A control run with a checkpoint.

@@ -225,14 +225,15 @@ class MAMLRL(nn.Module):
 
 @torch.no_grad()
 def _check_fits(policy: nn.Module, problem: Problem) -> None:
+    """Shapes only: of what type the numbers are is seen when it acts."""
     name, size = type(problem).__name__, problem.observation_size
-    dtype = next((p.dtype for p in policy.parameters()), torch.float32)
+    like = next(policy.parameters(), torch.empty(0))
     try:
-        distribution = policy(torch.zeros(1, size, dtype=dtype))
+        distribution = policy(torch.zeros(1, size, dtype=like.dtype, device=like.device))
     except RuntimeError as error:
         raise ValueError(f"The policy does not take the {size} numbers that {name} lets it observe: {error}") from error
     discrete = problem.actions == "discrete"
-    chosen = tuple(distribution.sample(torch.Generator()).shape[1:])
+    chosen = tuple(distribution.sample(torch.Generator(like.device)).shape[1:])
     choices = distribution.logits.shape[-1] if isinstance(distribution, Categorical) else problem.action_size
     if chosen != (() if discrete else (problem.action_size,)) or choices != problem.action_size:
         wanted = f"one of {problem.action_size} choices" if discrete else f"{problem.action_size} numbers"

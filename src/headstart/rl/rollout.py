@@ -159,8 +159,8 @@ def filled(sample: Callable[[Tensor], Rollouts], shape: tuple[int, int], steps: 
 
     It restarts what has finished, in one stream of episodes per task in training, and in as many as there are
     rollouts in evaluation. An episode cut off there is left out. So where good episodes are short ones, a mean over
-    them is above that of a fixed number of episodes. Differs: it stops all tasks at one time, when the episodes
-    complete have `steps` per task on average, so that a task has up to an episode less.
+    them is above that of a fixed number of episodes. Differs: each task stops by itself; the released code stops all
+    tasks of a training iteration at one time, so that a task may have an episode less.
 
     Args:
         sample: From which environments to start, bool `[tasks, rollouts]`, to their episodes. With one stream it is

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,6 @@ def environment() -> dict[str, Any]:
     """Versions and machine, to be kept with numbers measured there."""
     cuda = torch.cuda.is_available()
     return {
-        "headstart": version("headstart"),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",

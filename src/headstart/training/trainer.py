@@ -100,7 +100,7 @@ class Trainer:
             except NonFiniteError as error:
                 raise TrainingStoppedError(
                     f"Stopped at iteration {self.iteration + 1}: {error}. An earlier checkpoint, if there is one, "
-                    "is kept. A smaller inner_lr or meta_lr may help; so may clip_norm, or in control a smaller max_kl."
+                    "is kept. Smaller steps may help: inner_lr, meta_lr, clip_norm or max_kl, as the recipe has them."
                 ) from error
             self.iteration += 1
             self.seconds += time.perf_counter() - began

@@ -73,7 +73,7 @@ class SingleEnvironment(gymnasium.Env):
             self.horizon = problem.horizon
         assert isinstance(problem, Problem)
         self.problem, self.render_mode = problem, render_mode
-        self.metadata = self.metadata | {"render_fps": round(1 / problem.step_s)}
+        self.metadata = self.metadata | {"render_fps": max(1, round(1 / problem.step_s))}
         self.given = None if task is None else _row(task)
         self.environments = problem.environments(1, 1)
         self.generator, self.time = torch.Generator(), 0
