@@ -10,7 +10,7 @@ from headstart import recipes
 from headstart.inner import SGD
 from headstart.models.policy import Gaussian
 from headstart.recipes import ControlRecipe, work
-from headstart.recipes.control import Conditions
+from headstart.recipes.control import Conditions, returns
 from headstart.rl.envs.navigation import Navigation
 from headstart.training.checkpoint import load_parameters, load_state
 from headstart.training.run import Run
@@ -172,11 +172,11 @@ def test_an_untrained_policy_is_drawn_for_each_task(monkeypatch):
     monkeypatch.setattr(Gaussian, "sample", lambda policy, generator: policy.mean)  # nothing else is random
     recipe = small("navigation-2d-random", iterations=0)
     tasks = recipe.family().sample(3, torch.Generator().manual_seed(0))
-    table = recipe.returns(recipe.make_learner(), tasks, 1, 2, torch.Generator().manual_seed(1))
+    table = returns(recipe.trajectory(recipe.make_learner(), tasks, 1, 2, torch.Generator().manual_seed(1)))
     for index, row in enumerate(table):
         torch.manual_seed(recipe.seed + index)
         one, rng = replace(recipe, iterations=1), torch.Generator().manual_seed(2)
-        assert_close(one.returns(one.make_learner(), tasks[index : index + 1], 1, 2, rng)[0], row)
+        assert_close(returns(one.trajectory(one.make_learner(), tasks[index : index + 1], 1, 2, rng))[0], row)
 
 
 def test_one_untrained_policy_for_all_tasks_is_not_measured_alike():

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -241,7 +241,7 @@ class ControlRecipe(Recipe[MAMLRL]):
 
         def validate() -> Validation:
             rng = generator(VALIDATION_SEED, "validation rollouts")  # the same each time: less noise in the choice
-            table = self.returns(learner, tasks, self.select_step, self.eval_rollouts, rng)
+            table = returns(self.trajectory(learner, tasks, self.select_step, self.eval_rollouts, rng))
             chosen = summary(self.select_step, table[:, -1])
             score = -math.inf if chosen.mean is None else chosen.mean
             return Validation(score, {"metric": self.metric_name, **chosen._asdict()})
@@ -254,7 +254,8 @@ class ControlRecipe(Recipe[MAMLRL]):
         rollouts = self.eval_rollouts if asked.rollouts is None else asked.rollouts
         budget = self.budget if asked.budget is None else asked.budget
         tasks = _listed(learner.problem, asked.num_tasks, asked.seed, TEST)
-        table = self.returns(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
+        path = self.trajectory(learner, tasks, steps, rollouts, generator(asked.seed, "test rollouts"), budget)
+        table = returns(path)
         return {
             "num_tasks": len(tasks),
             "rollouts": rollouts,
@@ -291,19 +292,6 @@ class ControlRecipe(Recipe[MAMLRL]):
             streams=rollouts,  # as the released test scripts, which step so many environments of a task at once
             starts=None if self.iterations else self._drawn(learner.problem, len(tasks)),
         )
-
-    def returns(
-        self,
-        learner: MAMLRL,
-        tasks: Tensor,
-        steps: int,
-        rollouts: int,
-        rng: torch.Generator,
-        budget: Budget | None = None,
-    ) -> Tensor:
-        """Mean return of each task after 0 to `steps` inner steps of evaluation, `[tasks, steps + 1]`, float64."""
-        path = self.trajectory(learner, tasks, steps, rollouts, rng, budget)
-        return torch.stack([seen.mean_returns().double() for _, seen in path], 1)
 
     def _drawn(self, problem: Problem, count: int) -> Params:
         """Initialisations, `[count, ...]`, of the recipe's seed and those after it."""
@@ -355,6 +343,11 @@ class ControlRecipe(Recipe[MAMLRL]):
             validate_every=1,
             checkpoint_every=1,
         )
+
+
+def returns(path: Iterable[tuple[Params, Rollouts]]) -> Tensor:
+    """Mean return of each task at each step of a trajectory, `[tasks, steps + 1]`, float64."""
+    return torch.stack([seen.mean_returns().double() for _, seen in path], 1)
 
 
 def _listed(problem: Problem, num_tasks: int, seed: int, purpose: str) -> Tensor:

@@ -21,7 +21,7 @@ evaluated, as the names of their folders tell:
 
 half-cheetah-direction follows the script, a KL of at most 0.01, and the text, at most 500 iterations. The policy
 evaluated was that of iteration 100 with at most 0.02; with that bound ours came to half of its return at most, with
-0.01 one seed (2) to all of it and another (0) to a quarter (`docs/lab-log.md`).
+0.01 one seed (2) to all of it, two others to a third in up to 200 iterations (`docs/lab-log.md`).
 
 In evaluation inner steps after the first are half as large, as the text says and the scripts do, but in
 ant-direction, whose script takes a hundredth. The context vector of Tables 4 and 5 is as long as an observation, as

@@ -67,7 +67,7 @@ class Problem(TaskSource):
     horizon: int
     """Time steps after which an episode is cut off."""
     step_s: float = 0.02
-    """Seconds that a time step takes where it is played to be watched."""
+    """Seconds that a time step takes; where nothing is simulated, for whoever watches."""
 
     @abstractmethod
     def sample(self, size: int, generator: torch.Generator) -> Tensor:
