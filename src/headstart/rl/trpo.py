@@ -8,16 +8,15 @@ parameters, and so is its gradient in `y`. Its Hessian there has no term with a 
 
     F = J^T M J,     J = dy / dtheta,     M the Fisher matrix of the distribution in y.
 
-So `F v` is one forward-mode derivative through adaptation, a product with the (block-)diagonal `M`, and one
-reverse-mode derivative: exact, without the third derivatives that the Hessian of adaptation would take. The
-released code has finite differences of the divergence's gradient instead: `hessian="finite-differences"`.
+So `F v` is a derivative through adaptation along `v`, a product with the (block-)diagonal `M`, and a gradient through
+adaptation: exact, without the third derivatives that the Hessian of adaptation would take. The released code has
+finite differences of the divergence's gradient instead: `hessian="finite-differences"`.
 
 Differs: the mean divergence is the mean over tasks of each one's mean, where the released code has one mean over all
 time steps; the same where tasks have the same number of them.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -126,12 +125,12 @@ class TRPO(MetaUpdate):
 
         valid = episodes[-1].valid
         taken = (valid.sum((1, 2), keepdim=True) * len(valid)).unsqueeze(-1)
-        y, pull_back = torch.func.vjp(outputs, theta)[:2]  # taken once, pulled back through for every product
+        y, pull_back = torch.func.vjp(outputs, theta)[:2]
+        # J^T u is linear in u, so its derivative by u, pulled back, is J v: both are recorded once, for every product.
+        push_forward = torch.func.vjp(pull_back, pytree.tree_map(torch.zeros_like, y))[1]
 
         def product(v: Params) -> Params:
-            with warnings.catch_warnings():  # PyTorch's own forward-mode rules are scripted, which it deprecates
-                warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-                tangent = torch.func.jvp(outputs, (theta,), (v,))[1]
+            tangent = push_forward((v,))[0]
             return pull_back(pytree.tree_map(lambda leaf: leaf * valid.unsqueeze(-1) / taken, y.fisher(tangent)))[0]
 
         return product
