@@ -165,7 +165,7 @@ def test_commands_have_what_differs_from_the_usual(tmp_path, cheetahs):
 
 def test_all_methods_of_a_problem_are_one_figure(cheetahs):
     (picture,) = return_curves.pictures(cheetahs)
-    assert picture.name == f"return-per-step-{CHEETAH}"
+    assert picture.name == "return-per-step"
     ax = only_axes(picture.draw(Look()))
     ours, published = lines(ax, "-"), lines(ax, "--")
     for means in list(MEANS.values())[:3]:
@@ -185,13 +185,19 @@ def test_published_steps_that_were_not_measured_are_left_out(tmp_path):
     assert lines(only_axes(picture.draw(Look())), "--") == [[-40.41, -11.68, -3.33, -3.23]]
 
 
-def test_other_environments_have_a_figure_of_their_own(tmp_path, cheetahs):
+def test_each_problem_has_a_panel_of_the_one_figure(tmp_path, cheetahs):
+    point = write_run(tmp_path / "point", "navigation-2d", (-40.0, -12.0, -4.0, -3.0))
     modern = write_run(tmp_path / "modern", CHEETAH, MEANS[""], frame_skip=5, velocity="position-difference")
-    names = [picture.name for picture in return_curves.pictures([*cheetahs, *records(modern)])]
-    assert names == [
-        f"return-per-step-{CHEETAH}",
-        f"return-per-step-{CHEETAH}, frame skip 5, velocity position-difference",
-    ]
+    (picture,) = return_curves.pictures([*cheetahs, *records(point, modern)])
+    figure = picture.draw(Look())
+    seen = {ax.get_title(): lines(ax, "-") for ax in figure.axes if ax.get_visible()}
+    assert list(seen) == [CHEETAH, "navigation-2d", f"{CHEETAH}, frame skip 5, velocity position-difference"]
+    assert [len(drawn) for drawn in seen.values()] == [4, 1, 1]
+    assert seen["navigation-2d"] == [[-40.0, -12.0, -4.0, -3.0]]
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["MAML", "pretrained", "random", "oracle", "95 % interval of the mean", "published"]
+    assert "return in navigation-2d after 0 to 3 gradient steps. MAML −40.00, −12.00, −4.00, −3.00" in picture.alt
 
 
 def test_two_runs_of_a_method_are_told_apart(tmp_path):
@@ -246,5 +252,5 @@ def test_both_panels_have_room_where_no_update_was_refused(tmp_path):
 def test_results_alone_give_curves_and_a_sentence(cheetahs, tmp_path, monkeypatch):
     monkeypatch.setattr("headstart.report.picture._DPI", 50)
     text = write_report([record.run for record in cheetahs], tmp_path).read_text()
-    assert f"return-per-step-{CHEETAH}.png" in {path.name for path in (tmp_path / "figures").iterdir()}
+    assert "return-per-step.png" in {path.name for path in (tmp_path / "figures").iterdir()}
     assert "no checkpoint is in the folder" in text

@@ -199,7 +199,7 @@ def test_the_page_has_it_all(walks, tmp_path, monkeypatch):
     text = write_report(walks, tmp_path).read_text()
     names = {path.stem for path in (tmp_path / "figures").iterdir() if not path.stem.endswith("-dark")}
     assert names == {
-        "return-per-step-navigation-2d-horizon-10",
+        "return-per-step",
         "navigation-navigation-2d",
         "learning-curve-navigation-2d",
         "learning-curve-navigation-2d-pretrained",

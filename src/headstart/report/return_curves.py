@@ -1,4 +1,4 @@
-"""Figures 4 and 5 of the paper: the return of each method after each gradient step, a figure for each problem."""
+"""Figures 4 and 5 of the paper: the return of each method after each gradient step, a panel for each problem."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,13 +45,30 @@ class Series(NamedTuple):
         return np.array(rows, dtype=float).reshape(-1, 2).T
 
 
+class Panel(NamedTuple):
+    """The runs on one problem, which are drawn together."""
+
+    problem: str
+    series: tuple[Series, ...]
+
+    @property
+    def steps(self) -> int:
+        """The last step of all of them."""
+        return max(1, *(s.result.steps for s in self.series))
+
+    @property
+    def published(self) -> bool:
+        """Whether a published curve stands beside one of them."""
+        return any(s.published(self.steps).size for s in self.series)
+
+
 def pictures(records: Sequence[RunRecord]) -> list[Picture]:
-    """One figure for each problem that a run was evaluated on."""
+    """One figure of all control runs that were evaluated."""
     found: dict[str, list[RunRecord]] = {}
     for record in records:
         if record.kind == "control" and record.main_result() is not None:
             found.setdefault(problem(record), []).append(record)
-    return [_picture(name, _series(runs)) for name, runs in found.items()]
+    return [_picture([Panel(name, _series(runs)) for name, runs in found.items()])] if found else []
 
 
 def problem(record: RunRecord) -> str:
@@ -66,7 +83,7 @@ def problem(record: RunRecord) -> str:
     return ", ".join([name, *changes])
 
 
-def _series(records: Sequence[RunRecord]) -> list[Series]:
+def _series(records: Sequence[RunRecord]) -> tuple[Series, ...]:
     """The runs in the order of their methods; each named by its method, and by its folder where that is not enough."""
     order = list(METHODS)
     methods, made = [record.method for record in records], []
@@ -76,55 +93,55 @@ def _series(records: Sequence[RunRecord]) -> list[Series]:
         alike = sum(series.record.method == record.method for series in made)
         single = methods.count(record.method) == 1
         made.append(Series(record.method if single else f"{record.method} ({record.label})", record, result, alike))
-    return made
+    return tuple(made)
 
 
-def _picture(name: str, series: Sequence[Series]) -> Picture:
-    steps = _steps(series)
-    beside = " Dashed, with open markers: the published curves." if _any_published(series) else ""
+def _picture(drawn: Sequence[Panel]) -> Picture:
+    series = [s for panel in drawn for s in panel.series]
+    beside = " Dashed, with open markers: the published curves." if any(panel.published for panel in drawn) else ""
     tasks = " and ".join(dict.fromkeys(f"{s.result.num_tasks:,}" for s in series))
     flat = any(s.record.method == ORACLE for s in series)
     oracle = " The oracle sees the task and takes no step: its line is its return before any." if flat else ""
     return Picture(
-        name=f"return-per-step-{name}",
-        title=f"Return after each gradient step: {name}",
-        alt=_alt(name, series, steps),
+        name="return-per-step",
+        title="Return after each gradient step",
+        alt=" ".join(_alt(panel) for panel in drawn),
         caption=(
             f"Undiscounted return of an episode after each policy-gradient step on a held-out task: the mean over "
             f"{tasks} tasks, with its 95 % confidence interval as a band.{beside}{oracle} More is better."
         ),
         commands=commands([s.record for s in series], [(s.record, s.result) for s in series]),
-        draw=lambda look: _draw(look, series, steps),
+        draw=lambda look: _draw(look, drawn),
     )
 
 
-def _alt(name: str, series: Sequence[Series], steps: int) -> str:
+def _alt(panel: Panel) -> str:
     told = []
-    for s in series:
+    for s in panel.series:
         shown = s.result.per_step[:1] if s.record.method == ORACLE else s.result.per_step
         text = f"{s.name} {', '.join(words.value('return', result.mean) for result in shown)}"
-        published = [words.published("return", value) for value in s.published(steps)[1]][: len(shown)]
+        published = [words.published("return", value) for value in s.published(panel.steps)[1]][: len(shown)]
         told.append(f"{text} (published {', '.join(published)})" if published else text)
-    return f"Lines of the return in {name} after 0 to {steps} gradient steps. {'; '.join(told)}."
+    return f"Lines of the return in {panel.problem} after 0 to {panel.steps} gradient steps. {'; '.join(told)}."
 
 
-def _steps(series: Sequence[Series]) -> int:
-    return max(1, *(s.result.steps for s in series))
-
-
-def _any_published(series: Sequence[Series]) -> bool:
-    return any(s.published(_steps(series)).size for s in series)
-
-
-def _draw(look: Look, series: Sequence[Series], steps: int) -> Figure:
-    figure, ((ax,),) = panels(look, 1, 1, 3.0 if look.narrow else 3.6)
-    for s in reversed(series):  # MAML on top
-        _lines(ax, look, s, steps)
-    step_axis(ax, steps)
-    return_axis(ax)
-    ax.set_xticks(range(steps + 1))
-    ax.set_ylabel("return")
-    handles = _legend(look, series)
+def _draw(look: Look, drawn: Sequence[Panel]) -> Figure:
+    columns = 1 if look.narrow or len(drawn) == 1 else 2
+    height = 3.0 if look.narrow else 3.6 if len(drawn) == 1 else 2.8
+    figure, axes = panels(look, -(-len(drawn) // columns), columns, height)
+    flat = [ax for row in axes for ax in row]
+    for ax, panel in zip(flat, drawn, strict=False):
+        for s in reversed(panel.series):  # MAML on top
+            _lines(ax, look, s, panel.steps)
+        ax.set_title(panel.problem)
+        step_axis(ax, panel.steps)
+        return_axis(ax)
+        ax.set_xticks(range(panel.steps + 1))
+    for ax in flat[len(drawn) :]:
+        ax.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("return")
+    handles = _legend(look, drawn)
     figure.legend(
         handles=handles, loc="outside upper left", ncols=2 if look.narrow else 4, columnspacing=1.4, handlelength=2.8
     )
@@ -142,13 +159,15 @@ def _lines(ax: Axes, look: Look, series: Series, steps: int) -> None:
     ax.plot(step, mean, linestyle=line, color=colour, marker=sign, zorder=4)
 
 
-def _legend(look: Look, series: Sequence[Series]) -> list[Line2D | Patch]:
+def _legend(look: Look, drawn: Sequence[Panel]) -> list[Line2D | Patch]:
+    order = list(METHODS)
+    runs = {(s.name, s.record.method, s.line) for panel in drawn for s in panel.series}
     handles: list[Line2D | Patch] = []
-    for s in series:
-        method, line = s.record.method, _RUN_LINES[s.line % len(_RUN_LINES)]
-        handles.append(Line2D([], [], color=look.method(method), marker=marker(method), linestyle=line, label=s.name))
+    for name, method, line in sorted(runs, key=lambda run: (order.index(run[1]), run[2], run[0])):
+        style = _RUN_LINES[line % len(_RUN_LINES)]
+        handles.append(Line2D([], [], color=look.method(method), marker=marker(method), linestyle=style, label=name))
     handles.append(Patch(color=look.shade(look.muted, 0.25), label="95 % interval of the mean"))
-    if _any_published(series):
+    if any(panel.published for panel in drawn):
         pale = look.shade(look.muted, _PUBLISHED)
         handles.append(
             Line2D([], [], color=pale, linestyle="--", marker="o", markerfacecolor=look.paper, label="published")
